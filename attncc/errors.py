@@ -1,8 +1,8 @@
 """Every mistake a user can make has one class and one code.
 
     AttnccError
-    ├── SpecError            the text of a spec: E1xx reading and syntax, E2xx names, E3xx indices and types, E4xx meaning
-    │                        that is understood and not compiled
+    ├── SpecError            the text of a spec: E1xx reading and syntax, E2xx names, E3xx indices and types, E4xx what
+    │                        is understood and not compiled
     ├── CallError            E5xx: the tensors of a call
     ├── BackendError         E6xx: what this machine or backend can't do
     └── InternalError        E9xx: a broken promise between two stages; a bug of ours, never the user's

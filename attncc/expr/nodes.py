@@ -17,13 +17,12 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, dataclass_transform
+from typing import Any, ClassVar, Literal
 from weakref import WeakValueDictionary
 
 Sort = Literal["int", "real", "bool"]
 
 
-@dataclass_transform(frozen_default=True, eq_default=False)
 class _Interned(type):
     """Returns the one live instance of a class with the given fields."""
 

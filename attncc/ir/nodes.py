@@ -27,7 +27,7 @@ from attncc.expr.nodes import Atom, Expr, Sort, Var
 
 
 def _span() -> Span | None:
-    return field(default=None, compare=False, repr=False)  # type: ignore[no-any-return]
+    return field(default=None, compare=False, repr=False)
 
 
 # --- atoms: what stands inside expressions --------------------------------------------------------------------------
