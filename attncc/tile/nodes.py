@@ -533,10 +533,14 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Alloc:
-    """A new contiguous tensor of the program, filled with `fill` or left unwritten."""
+    """A new tensor of the program, filled with `fill` or left unwritten.
+
+    Contiguous, or, where `like` names a tensor with as many axes, laid out in that tensor's order of strides.
+    """
 
     tensor: Tensor
     fill: float | None = None
+    like: str = ""
 
 
 @dataclass(frozen=True, slots=True)
