@@ -1,0 +1,231 @@
+"""Prints a Program's host function: sizes, scalars, allocations, launches, host operations, outputs.
+
+Both targets share it. Nothing in the printed function waits for the device, and every tensor's shape and strides
+are read once.
+"""
+
+from __future__ import annotations
+
+from attncc.codegen.helpers import HELPERS, NEEDS
+from attncc.codegen.scalars import PRODUCT, UNARY, python_name, spell
+from attncc.codegen.signature import constants, sizes, strides, tensors
+from attncc.codegen.tables import index_tables
+from attncc.codegen.writer import Writer
+from attncc.expr.nodes import Expr, free_vars
+from attncc.tile.nodes import (
+    Alloc,
+    FirstLast,
+    Gather,
+    GridAxis,
+    Kernel,
+    Launch,
+    Program,
+    ScatterAdd,
+    Step,
+    SumAxes,
+    Tensor,
+)
+
+LAUNCH = """\
+def _launch(kernel, programs, args, *, warps, stages):
+    if programs > 0:
+        kernel[(programs,)](*args, num_warps=warps, num_stages=stages)
+"""
+"""The module global through which every compiled kernel is started; a runtime may put its own in its place."""
+
+
+def print_host(w: Writer, program: Program, *, name: str = "", launches: bool = True) -> None:
+    """`program` as a Python function `name`; kernels go through `_launch`, or are called where not `launches`."""
+    _Host(w, program, launches).function(name or program.name)
+
+
+def helpers(*programs: Program) -> tuple[str, ...]:
+    """Texts of the helper functions that the host functions of `programs` call, in order of definition."""
+    direct = {n for p in programs for s in p.steps if (n := _helper(p, s))}
+    wanted = direct | {m for n in direct for m in NEEDS.get(n, ())}
+    return tuple(text for name, text in HELPERS.items() if name in wanted)
+
+
+def _helper(program: Program, step: Step) -> str:
+    match step:
+        case Alloc(tensor, _, like) if like and not _same_shape(tensor, tensors(program)[like]):
+            return "_empty_ordered"
+        case FirstLast(_, _, kind):
+            return "_run_bounds" if kind.startswith("run") else "_id_bounds"
+        case _:
+            return ""
+
+
+def _same_shape(a: Tensor, b: Tensor) -> bool:
+    return a.extents == b.extents
+
+
+def programs_of(grid: tuple[GridAxis, ...]) -> str:
+    """The number of programs of a launch, as Python text."""
+    parts = []
+    for axis in grid:
+        if axis.tile == 1:
+            parts.append(spell(axis.extent, place=PRODUCT))
+        else:
+            parts.append(f"-(-{spell(axis.extent, place=UNARY)} // {axis.tile})")
+    return " * ".join(parts) or "1"
+
+
+class _Host:
+    def __init__(self, w: Writer, program: Program, launches: bool) -> None:
+        self.w = w
+        self.program = program
+        self.launches = launches
+        self.tensors = tensors(program)
+        self.kernels: dict[str, Kernel] = {k.name: k for k in program.kernels}
+        self.unpacked: set[str] = set()
+
+    def function(self, name: str) -> None:
+        args = [python_name(t.name) for t in self.program.inputs]
+        named = [python_name(s.name) for s in constants(self.program)]
+        with self.w.block(f"def {name}({', '.join([*args, *(['*', *named] if named else [])])}):"):
+            self.docstring()
+            self.sizes()
+            for s in self.program.scalars:
+                if s.value is not None:
+                    self.w.line(f"{python_name(s.name)} = {spell(s.value)}")
+            if any(not isinstance(s, Launch | SumAxes | FirstLast) for s in self.program.steps):
+                self.w.line(f"device = {python_name(self.program.inputs[0].name)}.device")
+            for step in self.program.steps:
+                self.step(step)
+            self.w.line(f"return ({', '.join(python_name(n) for n in self.program.outputs)},)")
+
+    def docstring(self) -> None:
+        if self.program.note:
+            self.w.lines(f'"""{self.program.note}"""')
+
+    def sizes(self) -> None:
+        """Every size from the first input that has it; a line per input that defines some."""
+        known = sizes(self.program)
+        for tensor in self.program.inputs:
+            here = {axis: size for size, (owner, axis) in known.items() if owner == tensor.name}
+            if here:
+                left = ", ".join(python_name(here[a]) if a in here else "_" for a in range(len(tensor.axes)))
+                comma = "," if len(tensor.axes) == 1 else ""
+                self.w.line(f"{left}{comma} = {python_name(tensor.name)}.shape")
+
+    def step(self, step: Step) -> None:
+        match step:
+            case Alloc(tensor, fill, like):
+                self.alloc(tensor, fill, like)
+            case Launch(kernel):
+                self.launch(self.kernels[kernel])
+            case Gather(out, source, index):
+                self.gather(out, source, index)
+            case ScatterAdd(out, source, index):
+                self.scatter_add(out, source, index)
+            case SumAxes(out, source, axes):
+                self.sum_axes(out, source, axes)
+            case FirstLast(out, source, kind):
+                which = "_run_bounds" if kind.startswith("run") else "_id_bounds"
+                last = kind.endswith("last")
+                self.w.line(f"{python_name(out.name)} = {which}({python_name(source)}, {last}).to({dtype(out)})")
+
+    def alloc(self, tensor: Tensor, fill: float | None, like: str) -> None:
+        name, kind = python_name(tensor.name), f"dtype={dtype(tensor)}"
+        if like:
+            model = self.tensors[like]
+            source = python_name(like)
+            if _same_shape(tensor, model):
+                same = model.dtype == tensor.dtype
+                make = f"torch.empty_like({source})" if same else f"torch.empty_like({source}, {kind})"
+            else:
+                make = f"_empty_ordered({source}, {shape(tensor)}, {dtype(tensor)})"
+            self.w.line(f"{name} = {make}" + (f".fill_({fill!r})" if fill is not None else ""))
+        elif fill is None:
+            self.w.line(f"{name} = torch.empty({shape(tensor)}, {kind}, device=device)")
+        elif fill == 0:
+            self.w.line(f"{name} = torch.zeros({shape(tensor)}, {kind}, device=device)")
+        else:
+            value = "-math.inf" if fill == float("-inf") else "math.inf" if fill == float("inf") else repr(fill)
+            self.w.line(f"{name} = torch.full({shape(tensor)}, {value}, {kind}, device=device)")
+
+    def launch(self, kernel: Kernel) -> None:
+        args: list[str] = []
+        for name in kernel.tensors:
+            args.append(python_name(name))
+            if self.launches:
+                self.unpack(self.tensors[name])
+                args.extend(strides(self.tensors[name]))
+        args.extend(python_name(n) for n in kernel.scalars)
+        if not self.launches:
+            self.w.call(kernel.name, args)
+            return
+        config = [f"warps={kernel.config.warps}", f"stages={kernel.config.stages}"]
+        listed = ", ".join(args) + ("," if len(args) == 1 else "")
+        self.w.call("_launch", [kernel.name, programs_of(kernel.grid), f"({listed})", *config])
+
+    def unpack(self, tensor: Tensor) -> None:
+        """Names for a tensor's strides, before the first launch that passes them."""
+        names = strides(tensor)
+        if names and tensor.name not in self.unpacked:
+            self.unpacked.add(tensor.name)
+            left = ", ".join([*names, *(["_"] if tensor.unit else [])])
+            self.w.line(f"{left}{',' if len(tensor.axes) == 1 else ''} = {python_name(tensor.name)}.stride()")
+
+    def gather(self, out: Tensor, source: str, index: tuple[Expr, ...]) -> None:
+        extents = dict(zip(out.axes, out.extents, strict=True))
+        found = f"{python_name(source)}[{', '.join(index_tables(index, extents))}]"
+        same = self.tensors[source].dtype == out.dtype
+        full = f"{found}.expand({shape(out)})" if not _covers(index, out.axes) else found
+        cast = "" if same else f".to({dtype(out)})"
+        tail = ".contiguous()" if not _covers(index, out.axes) else ""
+        self.w.line(f"{python_name(out.name)} = {full}{cast}{tail}")
+
+    def scatter_add(self, out: Tensor, source: str, index: tuple[Expr, ...]) -> None:
+        origin = self.tensors[source]
+        extents = dict(zip(origin.axes, origin.extents, strict=True))
+        name = python_name(out.name)
+        wide = "torch.float64" if origin.dtype == "f64" else "torch.float32"
+        self.w.line(f"{name} = torch.zeros({shape(out)}, dtype={wide}, device=device)")
+        self.w.call(
+            f"{name}.index_put_",
+            [f"({', '.join(index_tables(index, extents))},)", f"{python_name(source)}.to({wide})", "accumulate=True"],
+        )
+        if dtype(out) != wide:
+            self.w.line(f"{name} = {name}.to({dtype(out)})")
+
+    def sum_axes(self, out: Tensor, source: str, axes: tuple[str, ...]) -> None:
+        origin = self.tensors[source]
+        dims = tuple(origin.axes.index(a) for a in axes)
+        left = tuple(a for a in origin.axes if a not in axes)
+        text = python_name(source)
+        if dims:
+            text = f"{text}.sum({dims})"
+        if left != out.axes:
+            text = f"{text}.permute({tuple(left.index(a) for a in out.axes)}).contiguous()"
+        if origin.dtype != out.dtype:
+            text = f"{text}.to({dtype(out)})"
+        self.w.line(f"{python_name(out.name)} = {text}")
+
+
+def _covers(index: tuple[Expr, ...], axes: tuple[str, ...]) -> bool:
+    return set(axes) <= {n for e in index for n in free_vars(e)}
+
+
+TORCH_DTYPE = {
+    "f64": "torch.float64",
+    "f32": "torch.float32",
+    "f16": "torch.float16",
+    "bf16": "torch.bfloat16",
+    "i64": "torch.int64",
+    "i32": "torch.int32",
+    "u8": "torch.uint8",
+    "bool": "torch.bool",
+}
+
+
+def dtype(tensor: Tensor) -> str:
+    """The torch dtype of `tensor`, as text."""
+    return TORCH_DTYPE[tensor.dtype]
+
+
+def shape(tensor: Tensor) -> str:
+    """The shape of `tensor` as a Python tuple of host expressions."""
+    parts = [spell(e) for e in tensor.extents]
+    return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"

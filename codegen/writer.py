@@ -1,0 +1,65 @@
+"""An indented text writer: lines in, a module's text out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+INDENT = "    "
+WIDTH = 120
+
+
+class Writer:
+    """Collects lines at the current depth of indentation."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._depth = 0
+
+    def line(self, text: str = "", note: str = "") -> None:
+        """One statement; `note` becomes a comment behind it, or above it where the line would grow too long."""
+        if note and len(INDENT) * self._depth + len(text) + len(note) + 4 > WIDTH:
+            self._lines.append(f"{INDENT * self._depth}# {note}")
+            note = ""
+        tail = f"  # {note}" if note else ""
+        self._lines.append(f"{INDENT * self._depth}{text}{tail}".rstrip())
+
+    def lines(self, text: str) -> None:
+        """Several lines, each put at the current depth."""
+        for part in text.splitlines():
+            self.line(part)
+
+    def comment(self, text: str) -> None:
+        """A comment on lines of its own; nothing for an empty text."""
+        for part in text.splitlines():
+            self.line(f"# {part}")
+
+    @contextmanager
+    def block(self, header: str, note: str = "") -> Iterator[None]:
+        """`header` and, deeper by one, what is written inside; `pass` where nothing is."""
+        self.line(header, note)
+        before = len(self._lines)
+        self._depth += 1
+        try:
+            yield
+            if len(self._lines) == before:
+                self.line("pass")
+        finally:
+            self._depth -= 1
+
+    def call(self, target: str, args: list[str], tail: str = "") -> None:
+        """`target(args)tail`, one argument a line where it does not fit on one."""
+        flat = f"{target}({', '.join(args)}){tail}"
+        if len(INDENT) * self._depth + len(flat) <= WIDTH:
+            self.line(flat)
+            return
+        self.line(f"{target}(")
+        self._depth += 1
+        for arg in args:
+            self.line(f"{arg},")
+        self._depth -= 1
+        self.line(f"){tail}")
+
+    def text(self) -> str:
+        """Everything written so far."""
+        return "\n".join(self._lines) + "\n" if self._lines else ""
