@@ -40,9 +40,9 @@ def compared(symbol: str) -> Form:
 
 
 INFIX: Mapping[str, Form] = {
-    "add": infix("+", SUM, associative=True),
+    "add": infix("+", SUM),
     "sub": infix("-", SUM),
-    "mul": infix("*", PRODUCT, associative=True),
+    "mul": infix("*", PRODUCT),
     "div": infix("/", PRODUCT),
     "floordiv": infix("//", PRODUCT),
     "mod": infix("%", PRODUCT),
