@@ -7,7 +7,7 @@ assignment form: a name is bound once per kernel, `For` and `If` bind the names 
 
     host        Program Tensor Scalar Alloc Launch Gather ScatterAdd SumAxes FirstLast
     control     Kernel GridAxis For Carry Yield If Let   Ranges Interval Strided Listed Count
-    memory      Load Store ReduceAdd   AllocShared Slot CopyIn CopyOut SharedLoad SharedStore Fence
+    memory      Load Store ReduceAdd   AllocShared Slot CopyIn CopyOut CopyWait SharedLoad SharedStore Fence
     compute     Full Iota Map Reduce Scan Dot DotWait Cast SplitAxis JoinAxis GatherAxis Pack Unpack Random
                 TriInverse TopK
     partitions  Partitions Partition AllocBar Bar BarExpect BarWait BarArrive Convert
@@ -457,6 +457,13 @@ class CopyOut:
 
 
 @dataclass(frozen=True, slots=True)
+class CopyWait:
+    """Waits until at most `pending` of this partition's CopyOuts still read their slots; 0 before it ends or reuses one."""
+
+    pending: int
+
+
+@dataclass(frozen=True, slots=True)
 class Partition:
     """The code of some warps. `registers` is a thread's budget, 0 where it keeps its share."""
 
@@ -475,7 +482,7 @@ class Partitions:
 
 Stmt = (
     Let | Store | ReduceAdd | For | If | Yield | AllocShared | AllocBar | SharedStore | Fence | BarExpect | BarWait
-    | BarArrive | CopyIn | CopyOut | Partitions
+    | BarArrive | CopyIn | CopyOut | CopyWait | Partitions
 )  # fmt: skip
 
 
