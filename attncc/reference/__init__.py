@@ -1,0 +1,133 @@
+"""The dense truth: a Spec evaluated over full arrays in float64, differentiable by autograd.
+
+It shares the parser and the IR's node classes with the compiler and nothing else: its table of operations, its
+normalisers and its way of reading tensors are its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from attncc.expr.nodes import Expr, walk
+from attncc.ir.nodes import Let, Rebind, Spec, Weights
+from attncc.reference.call import Call, Number, prepare
+from attncc.reference.evaluate import Evaluator, refuse_astray
+from attncc.reference.scope import Scope
+from attncc.reference.tensors import Stored
+from attncc.reference.values import Value, expanded
+from attncc.runtime.mistakes import NoSingleLse
+
+__all__ = ["Result", "evaluate", "reference_callable"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """out [B, H, M, E]; lse [B, H, M], natural log, a sink included; emitted arrays by name, in storage order."""
+
+    out: Tensor
+    lse: Tensor | None = None
+    emitted: dict[str, Tensor] = field(default_factory=dict)
+
+
+def evaluate(
+    spec: Spec,
+    tensors: Mapping[str, Tensor],
+    constants: Mapping[str, Number] | None = None,
+    *,
+    dtype: torch.dtype = torch.float64,
+    return_lse: bool = False,
+    cast: bool = False,
+) -> Result:
+    """Evaluates `spec` on q [B,H,M,D], k [B,G,N,D], v [B,G,N,E] and the captured tensors, by name.
+
+    All arithmetic is in `dtype`; with `cast` out comes back in q's. A row without an allowed key gives output 0, lse
+    -inf and no gradient. CallError where the tensors don't fit the spec.
+    """
+    run = _Run(prepare(spec, tensors, constants or {}, dtype), dtype)
+    emitted: dict[str, Tensor] = {}
+    for statement in spec.statements:
+        match statement:
+            case Let(name=name):
+                run.call.tensors[name] = run.let(statement)
+                if statement.emitted:
+                    emitted[name] = run.call.tensors[name].data
+            case Rebind(tensor=name):
+                run.call.tensors[name] = run.rebind(statement)
+    out = run.out(spec.out.body)
+    return Result(out.to(tensors["q"].dtype) if cast else out, run.lse(spec) if return_lse else None, emitted)
+
+
+def reference_callable(spec: Spec, constants: Mapping[str, Number] | None = None) -> Callable[..., object]:
+    """A function called like compiled attention: `f(q, k, v, return_lse=False, **captured)`, all in float64.
+
+    Gives out alone, or the tuple (out, *emitted, lse) of what there is.
+    """
+
+    def call(q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, **captured: Tensor) -> object:
+        result = evaluate(spec, {"q": q, "k": k, "v": v, **captured}, constants, return_lse=return_lse)
+        lse = () if result.lse is None else (result.lse,)
+        parts = (result.out, *result.emitted.values(), *lse)
+        return parts if len(parts) > 1 else result.out
+
+    call.__name__ = spec.name
+    return call
+
+
+class _Run:
+    """One evaluation of a spec's statements."""
+
+    def __init__(self, call: Call, dtype: torch.dtype) -> None:
+        self.call, self.dtype = call, dtype
+        self.evaluator = Evaluator(call.tensors, call.ranges)
+
+    def let(self, let: Let) -> Stored:
+        """The array of a `let`."""
+        scope = self.call.scope(self.dtype)
+        sizes = {v.name: self.evaluator.integer(a.size, scope) for v, a in zip(let.vars, let.axes, strict=True)}
+        return self._array(let.body, sizes)
+
+    def rebind(self, new: Rebind) -> Stored:
+        """The array that q, k or v names from here on."""
+        scope = self.call.scope(self.dtype)
+        *names, channel = (v.name for v in new.vars)
+        sizes = _extents(scope.with_names({"g": self.call.ranges.of("g", self.call.ranges.sizes["G"])}), names)
+        return self._array(new.body, sizes | {channel: self.evaluator.integer(new.channels, scope)})
+
+    def out(self, body: Expr) -> Tensor:
+        """The output over b, h, i, e."""
+        channels = self.call.tensors["v"].data.shape[3]
+        scope = self.call.scope(self.dtype).with_names({"e": self.call.ranges.of("e", channels)})
+        value = self.evaluator.value(body, scope)
+        refuse_astray(value)
+        axes = ("b", "h", "i", "e")
+        return expanded(value, axes, _extents(scope, axes)).to(self.dtype)
+
+    def lse(self, spec: Spec) -> Tensor:
+        """The log of the denominator of the spec's one ratio over keys."""
+        roots = [*(s.body for s in spec.statements), spec.out.body]
+        found = {n for root in roots for n in walk(root) if isinstance(n, Weights) and n.normaliser.kind == "ratio"}
+        if len(found) != 1:
+            raise NoSingleLse(f"{spec.name} has {len(found) or 'no'} normalisers with a log-sum-exp, not one")
+        lse, axes = self.evaluator.lse[found.pop()], ("b", "h", "i")
+        if not set(lse.axes) <= set(axes):
+            raise NoSingleLse(f"the normaliser of {spec.name} is not one per b, h and i, so it has no lse")
+        return expanded(lse, axes, _extents(self.call.scope(self.dtype), axes))
+
+    def _array(self, body: Expr, sizes: dict[str, int]) -> Stored:
+        """`body` over the names in `sizes`, stored in that order. Without h among them, g is an axis of its own."""
+        names = tuple(sizes)
+        new = {n: self.call.ranges.of(n, sizes[n]) for n in names if n != "g" or "h" not in names}
+        scope = self.call.scope(self.dtype).with_names(new)
+        value = self.evaluator.value(body, scope)
+        data = expanded(Value(value.data, value.axes), names, sizes)
+        strays = {name: expanded(where, names, sizes) for name, where in value.strays.items()}
+        kinds = tuple("m" if n == "i" else n for n in names)
+        return Stored(data.to(self.dtype) if body.sort == "real" else data, kinds, strays)
+
+
+def _extents(scope: Scope, axes: Iterable[str]) -> dict[str, int]:
+    return {a: scope.names[a].data.shape[0] for a in axes}

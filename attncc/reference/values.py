@@ -85,6 +85,11 @@ def reduced(fn: Callable[..., Tensor], value: Value, axes: tuple[str, ...]) -> V
     return value
 
 
+def common_shape(*tensors: Tensor) -> tuple[int, ...]:
+    """The shape these broadcast to."""
+    return tuple(torch.broadcast_shapes(*(t.shape for t in tensors)))  # type: ignore[no-untyped-call]
+
+
 def expanded(value: Value, axes: tuple[str, ...], sizes: Mapping[str, int]) -> Tensor:
     """`value` over exactly `axes`, in that order and at full size."""
     return spread(value, axes).expand([sizes[a] for a in axes])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from attncc.errors import CallError
+from attncc.errors import BackendError, CallError
 
 
 class MissingTensor(CallError):
@@ -95,3 +95,113 @@ class RandomWeights(CallError):
     """
 
     code: ClassVar[str] = "E509"
+
+
+class WrongDevice(CallError):
+    """The tensors of one call live on different devices, or on one that the backend does not serve.
+
+    Broken: `attn(q.cuda(), k.cuda(), v)` with v on the CPU.
+    Mended: `attn(q.cuda(), k.cuda(), v.cuda())`.
+    """
+
+    code: ClassVar[str] = "E510"
+
+
+class MixedDtypes(CallError):
+    """q, k and v hold numbers of different types.
+
+    Broken: `attn(q, k, v.float())` with q and k in bfloat16.
+    Mended: `attn(q, k, v)`, all in bfloat16.
+    """
+
+    code: ClassVar[str] = "E511"
+
+
+class UnknownConstant(CallError):
+    """A constant was set that the header of the spec does not declare.
+
+    Broken: `attncc.compile("window.attn", windw=512)`.
+    Mended: `attncc.compile("window.attn", window=512)`.
+    """
+
+    code: ClassVar[str] = "E512"
+
+
+class WrongConstant(CallError):
+    """A constant was set to a value of another sort than its default has.
+
+    Broken: `attncc.compile("window.attn", window=0.5)` for `attention window(window = 1024)`.
+    Mended: `attncc.compile("window.attn", window=512)`.
+    """
+
+    code: ClassVar[str] = "E513"
+
+
+class NotATensor(CallError):
+    """Something other than a torch tensor was given where a tensor belongs.
+
+    Broken: `attn(q, k, v, temperature=0.5)` for `temperature: real`.
+    Mended: `attn(q, k, v, temperature=torch.tensor(0.5))`.
+    """
+
+    code: ClassVar[str] = "E514"
+
+
+class UnknownBackend(BackendError):
+    """There is no backend of that name.
+
+    Broken: `attncc.compile("causal.attn", backend="cuda")`.
+    Mended: `attncc.compile("causal.attn", backend="triton")`; the others are auto, torch and interpret.
+    """
+
+    code: ClassVar[str] = "E601"
+
+
+class InterpreterTooLate(BackendError):
+    """Triton's interpreter was asked for after Triton had been imported without it.
+
+    Broken: `import triton`, then `attncc.compile("causal.attn", backend="interpret")`.
+    Mended: set the environment variable TRITON_INTERPRET=1 before Python starts.
+    """
+
+    code: ClassVar[str] = "E602"
+
+
+class UnsupportedDtype(BackendError):
+    """The backend does not compute in this type of numbers.
+
+    Broken: `attn(q.double(), k.double(), v.double())` on CUDA tensors.
+    Mended: float32, float16 or bfloat16 there, or `backend="torch"`.
+    """
+
+    code: ClassVar[str] = "E603"
+
+
+class NotDeterministic(BackendError):
+    """`deterministic=True` was asked of a spec whose backward adds up in an order that is not repeatable.
+
+    Broken: `attncc.compile("learned_bias.attn", deterministic=True)` where the gradient uses atomic additions.
+    Mended: `attncc.compile("learned_bias.attn")`.
+    """
+
+    code: ClassVar[str] = "E604"
+
+
+class KernelFailed(BackendError):
+    """A kernel could not be compiled for this device, or the device refused it.
+
+    Broken: a kernel that needs more shared memory than the device has.
+    Mended: smaller head dimensions, or `backend="torch"`; please report it, with the message.
+    """
+
+    code: ClassVar[str] = "E605"
+
+
+class NoTriton(BackendError):
+    """The backend needs Triton, which is not installed.
+
+    Broken: `attncc.compile("causal.attn", backend="triton")` without Triton.
+    Mended: install triton, or `backend="torch"`.
+    """
+
+    code: ClassVar[str] = "E606"
