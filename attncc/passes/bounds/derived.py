@@ -1,0 +1,27 @@
+"""Arrays a prologue computes from a captured tensor in O(N), which bounds read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["first", "last", "run_first", "run_last"]
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """For each position n along `axis` of `tensor`: a position that has the same value as n.
+
+    first, last            the first and the last of all such positions: none lies outside, others may lie between
+    run_first, run_last    the ends of the unbroken run of equal values around n: all between have the value
+
+    With `segments`, the tensor holds offsets (S + 1 of them), the array has one axis of N positions and the value at n
+    is the number of the segment n lies in; it ascends, so the two pairs agree and only first and last are asked for.
+    Otherwise the array has the tensor's own axes.
+    """
+
+    name: str
+    kind: Kind
+    tensor: str
+    axis: int
+    segments: bool = False
