@@ -116,7 +116,7 @@ def _arithmetic(e: Expr, name: str, xs: tuple[Affine, ...]) -> Affine:
         case "neg", (a,):
             return a.times(-1)
         case "mul", (a, b):
-            return _product(a, b)
+            return product(a, b)
         case "floordiv", (a, b):
             if not b.terms and b.const:
                 return _floordiv(a, b.const)
@@ -124,7 +124,7 @@ def _arithmetic(e: Expr, name: str, xs: tuple[Affine, ...]) -> Affine:
             if not b.terms and b.const:
                 return _mod(a, b.const)
         case "square", (a,):
-            return _product(a, a)
+            return product(a, a)
         case "relu", (a,):
             return extreme("max", a, Affine())
         case "abs", (a,):
@@ -136,7 +136,8 @@ def _arithmetic(e: Expr, name: str, xs: tuple[Affine, ...]) -> Affine:
     return leaf(op(name, *(x.expr() for x in xs)))
 
 
-def _product(a: Affine, b: Affine) -> Affine:
+def product(a: Affine, b: Affine) -> Affine:
+    """a * b, multiplied out."""
     if not a.terms:
         return b.times(a.const)
     if not b.terms:

@@ -49,7 +49,7 @@ def _formula(e: Expr, negate: bool, iso: Isolator) -> Formula:
             return _formula(x, not negate, iso)
         case Op(("and" | "or") as name, _, _):
             kind = And if (name == "and") != negate else Or
-            return kind(tuple(_formula(x, negate, iso) for x in _flat(e, name)), source)
+            return kind(tuple(_formula(x, negate, iso) for x in flattened(e, name)), source)
         case Op("where", (c, a, b), _):
             yes = And((_formula(c, False, iso), _formula(a, negate, iso)), source)
             return Or((yes, And((_formula(c, True, iso), _formula(b, negate, iso)), source)), source)
@@ -67,7 +67,7 @@ def _formula(e: Expr, negate: bool, iso: Isolator) -> Formula:
             return Opaque(source) if iso.mentions(e) else Fact(e, not negate)
 
 
-def _flat(e: Expr, name: str) -> list[Expr]:
+def flattened(e: Expr, name: str) -> list[Expr]:
     """The operands of nested `name`s, left to right."""
     out: list[Expr] = []
     stack = [e]
