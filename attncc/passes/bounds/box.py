@@ -13,7 +13,7 @@ from attncc.expr.build import FALSE, TRUE, conj, disj, op
 from attncc.expr.nodes import Expr, Op, Var, free_vars
 from attncc.ir.nodes import Segment
 from attncc.passes.bounds.affine import Affine, affine, at_least_zero, extreme, leaf, product
-from attncc.passes.bounds.facts import SIZES, Facts
+from attncc.passes.bounds.facts import SIZES, Facts, N
 from attncc.passes.bounds.logic import flattened, negation
 
 Interval = tuple[Affine, Affine]
@@ -93,7 +93,7 @@ class _Box:
                 return self.intervals[name]
             case Segment(tensor, at, _):
                 span = self.span(affine(at))
-                return span and (leaf(Segment(tensor, span[0].expr())), leaf(Segment(tensor, span[1].expr())))
+                return span and (_segment(tensor, span[0]), _segment(tensor, span[1]))
             case Op("where", (c, a, b), _):
                 return self.choice(self.test(c), self.span(affine(a)), self.span(affine(b)))
             case Op(name, args, _) if all(x.sort == "int" for x in args):
@@ -145,6 +145,12 @@ class _Box:
 def _magnitude(x: Interval) -> Interval:
     lo, hi = x
     return extreme("max", Affine(), extreme("max", lo, hi.times(-1))), extreme("max", lo.times(-1), hi)
+
+
+def _segment(tensor: str, at: Affine) -> Affine:
+    """Of a corner that may be out of range: its nearest position; the mask's own guards speak of the rest."""
+    last = leaf(N) - 1
+    return leaf(Segment(tensor, extreme("max", Affine(), extreme("min", at, last)).expr()))
 
 
 def _quotient(a: Affine, c: Affine) -> Affine:
