@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from attncc.expr.build import ivar
 from attncc.expr.nodes import Const, Expr, Op, Var, children, walk
 from attncc.ir.nodes import Load, Segment
-from attncc.passes.bounds import Bounds, Derived
+from attncc.passes.bounds import Bounds, BoxTest, Derived, box_test
 
 Array = NDArray[Any]
 FAR = 1 << 40
@@ -44,7 +45,7 @@ class World:
 
     N: int
     M: int
-    scalars: Mapping[str, int] = field(default_factory=dict)
+    scalars: Mapping[str, Any] = field(default_factory=dict)
     arrays: Mapping[str, Array] = field(default_factory=dict)
 
     @property
@@ -113,13 +114,16 @@ def derive(d: Derived, world: World) -> Array:
 def _positions(ids: Array, kind: str) -> Array:
     same = ids[:, None] == ids[None]
     n = len(ids)
+    if kind.startswith("next"):
+        hits = (ids[None] == (kind == "next_true")) & (np.arange(n)[None] >= np.arange(n)[:, None])
+        return np.where(hits.any(1), hits.argmax(1), n)
     if kind.startswith("run"):
         breaks = np.cumsum(np.concatenate([[0], ids[1:] != ids[:-1]]))
         same = breaks[:, None] == breaks[None]
     return np.asarray(same.argmax(1) if kind.endswith("first") else n - 1 - same[:, ::-1].argmax(1))
 
 
-def with_derived(bounds: Bounds, world: World) -> World:
+def with_derived(bounds: Bounds | BoxTest, world: World) -> World:
     """`world` with the arrays that the bounds read."""
     extra = {d.name: derive(d, world) for d in bounds.aux}
     return World(world.N, world.M, world.scalars, {**world.arrays, **extra})
@@ -156,6 +160,22 @@ def tiles(bounds: Bounds, world: World, tile: int) -> tuple[Array, Array]:
         inner_last = blocks(np.where(rows, full_upper, -FAR), tile, FAR).min(1)
         full |= (edges[None] >= inner_first[:, None]) & (edges[None] + tile <= inner_last[:, None])
     return visited, full
+
+
+def corners(mask: Expr, world: World, tile: int, positive: frozenset[str] = frozenset()) -> tuple[Array, Array]:
+    """(must, may) of every query tile (rows) and key tile."""
+    names = {"i": ("i_lo", "i_hi"), "j": ("j_lo", "j_hi")}
+    test = box_test(mask, {k: (ivar(lo), ivar(hi)) for k, (lo, hi) in names.items()}, positive=positive)
+    i_lo = world.positions("i")[::tile, None]
+    j_lo = world.positions("j")[None, ::tile]
+    ends = {"i_lo": i_lo, "i_hi": np.minimum(i_lo + tile, world.N) - 1}
+    ends |= {"j_lo": j_lo, "j_hi": np.minimum(j_lo + tile, world.N) - 1}
+    world = with_derived(test, world)
+    here = World(world.N, world.M, {**world.scalars, **ends}, world.arrays)
+    none = np.asarray(0)
+    shape = (i_lo.shape[0], j_lo.shape[1])
+    must, may = (np.broadcast_to(value(x, here, none, none), shape) for x in (test.must, test.may))
+    return must, may
 
 
 def brute(mask: Array, tile: int) -> tuple[Array, Array]:

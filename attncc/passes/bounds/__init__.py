@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from attncc.expr.nodes import Expr, walk
 from attncc.ir.nodes import Axis, Load
-from attncc.passes.bounds.box import box_test
+from attncc.passes.bounds.box import BoxTest, box_test
 from attncc.passes.bounds.build import Alternative, alternative
 from attncc.passes.bounds.derived import Derived
 from attncc.passes.bounds.facts import SIZES, Facts
@@ -26,7 +26,7 @@ from attncc.passes.bounds.formula import normal_form
 from attncc.passes.bounds.guards import guard_reads
 from attncc.passes.bounds.logic import isolated
 
-__all__ = ["Alternative", "Bounds", "Derived", "bounds", "box_test"]
+__all__ = ["Alternative", "Bounds", "BoxTest", "Derived", "bounds", "box_test"]
 
 CAP = 8
 

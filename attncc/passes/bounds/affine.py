@@ -179,6 +179,8 @@ def absolute(a: Affine) -> Affine:
     """abs(a); one spelling for abs(x) and abs(-x)."""
     if not a.terms:
         return Affine((), abs(a.const))
+    if len(a.terms) == 1 and a.const == 0 and isinstance(t := a.terms[0][0], Op) and t.name == "abs":
+        return Affine(((t, abs(a.terms[0][1])),))
     return leaf(op("abs", (a if a.terms[0][1] > 0 else a.times(-1)).expr()))
 
 

@@ -7,12 +7,13 @@ is false the mask is false on the whole tile. It serves literals that don't isol
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from attncc.expr.build import FALSE, TRUE, conj, disj, op
 from attncc.expr.nodes import Expr, Op, Var, free_vars
-from attncc.ir.nodes import Segment
+from attncc.ir.nodes import Load, Segment
 from attncc.passes.bounds.affine import Affine, affine, at_least_zero, extreme, leaf, product
+from attncc.passes.bounds.derived import Derived, Kind
 from attncc.passes.bounds.facts import SIZES, Facts, N
 from attncc.passes.bounds.logic import flattened, negation
 
@@ -23,19 +24,31 @@ Test = tuple[Expr, Expr]
 UNKNOWN: Test = (FALSE, TRUE)
 
 
-def box_test(e: Expr, intervals: Mapping[str, tuple[Expr, Expr]], *, positive: frozenset[str] = SIZES) -> Test:
-    """(must, may) of a bool expression whose indices run over `intervals`: name to first and last value, inclusive.
+@dataclass(frozen=True)
+class BoxTest:
+    """Conditions on a tile's corners, and the derived arrays that they read."""
 
-    Neither result mentions those indices. Reads at them are unknown; give the guarded mask of `Bounds` or its residue.
+    must: Expr
+    may: Expr
+    aux: tuple[Derived, ...]
+
+
+def box_test(e: Expr, intervals: Mapping[str, tuple[Expr, Expr]], *, positive: frozenset[str] = SIZES) -> BoxTest:
+    """The test of a bool expression whose indices run over `intervals`: name to first and last value, inclusive.
+
+    Neither condition mentions those indices. A flag read at them is looked up in derived arrays; other reads at them
+    are unknown. Give the guarded mask of `Bounds` or a residue of it: the guards are relied on.
     """
     box = _Box({k: (affine(lo), affine(hi)) for k, (lo, hi) in intervals.items()}, Facts(positive | SIZES))
-    return box.test(e)
+    must, may = box.test(e)
+    return BoxTest(must, may, tuple(box.aux))
 
 
 @dataclass(frozen=True)
 class _Box:
     intervals: Mapping[str, Interval]
     facts: Facts
+    aux: dict[Derived, None] = field(default_factory=dict)
 
     def fixed(self, e: Expr) -> bool:
         return not free_vars(e) & self.intervals.keys()
@@ -58,8 +71,26 @@ class _Box:
                 return must, _any([_all([may_c, may_a]), _all([negation(if_c), may_b])])
             case Op(("lt" | "le" | "eq" | "ne") as name, (a, b), _) if a.sort == "int":
                 return self.comparison(name, affine(b) - affine(a))
+            case Load(tensor, index, "bool"):
+                return self.flag(tensor, index)
             case _:
                 return UNKNOWN
+
+    def flag(self, tensor: str, index: tuple[Expr, ...]) -> Test:
+        """Is the next position with the flag, or the next without, beyond the tile?"""
+        moving = [n for n, x in enumerate(index) if not self.fixed(x)]
+        span = self.span(affine(index[moving[0]]))
+        if len(moving) != 1 or span is None:
+            return UNKNOWN
+        (axis,) = moving
+        start = (*index[:axis], _within(span[0]).expr(), *index[axis + 1 :])
+        with_, without = (leaf(self.derived(kind, tensor, start, axis)) for kind in ("next_true", "next_false"))
+        return at_least_zero(without - span[1] - 1), at_least_zero(span[1] - with_)
+
+    def derived(self, kind: Kind, tensor: str, index: tuple[Expr, ...], axis: int) -> Load:
+        array = Derived(f"{tensor}_{kind}", kind, tensor, axis)
+        self.aux[array] = None
+        return Load(array.name, index, "int")
 
     def comparison(self, name: str, gap: Affine) -> Test:
         """gap > 0, >= 0, == 0 or != 0."""
@@ -148,9 +179,12 @@ def _magnitude(x: Interval) -> Interval:
 
 
 def _segment(tensor: str, at: Affine) -> Affine:
-    """Of a corner that may be out of range: its nearest position; the mask's own guards speak of the rest."""
-    last = leaf(N) - 1
-    return leaf(Segment(tensor, extreme("max", Affine(), extreme("min", at, last)).expr()))
+    return leaf(Segment(tensor, _within(at).expr()))
+
+
+def _within(at: Affine) -> Affine:
+    """The nearest position to a corner that may be out of range; the mask's own guards speak of the rest."""
+    return extreme("max", Affine(), extreme("min", at, leaf(N) - 1))
 
 
 def _quotient(a: Affine, c: Affine) -> Affine:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["first", "last", "run_first", "run_last"]
+Kind = Literal["first", "last", "run_first", "run_last", "next_true", "next_false"]
 
 
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """For each position n along `axis` of `tensor`: a position that has the same value as n.
+    """For each position n along `axis` of `tensor`, another position.
 
-    first, last            the first and the last of all such positions: none lies outside, others may lie between
+    first, last            the first and the last with the value at n: none lies outside, others may lie between
     run_first, run_last    the ends of the unbroken run of equal values around n: all between have the value
+    next_true, next_false  of flags: the first position at or after n with, or without, the flag; the length if none
 
     With `segments`, the tensor holds offsets (S + 1 of them), the array has one axis of N positions and the value at n
     is the number of the segment n lies in; it ascends, so the two pairs agree and only first and last are asked for.

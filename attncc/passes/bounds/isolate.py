@@ -18,6 +18,8 @@ from attncc.passes.bounds.derived import Derived, Kind
 from attncc.passes.bounds.facts import Facts
 from attncc.passes.bounds.formula import And, Bound, Formula, Opaque, Or, Row
 
+BRANCHES = 64
+
 
 @dataclass
 class Isolator:
@@ -27,6 +29,8 @@ class Isolator:
     facts: Facts
     condition: Callable[[Expr, bool], Formula]
     """The formula of a `where`'s condition, or of its negation."""
+    branches: int = BRANCHES
+    """How many more min, max, abs and where may be split; sums of many would double with each."""
     aux: dict[Derived, None] = field(default_factory=dict)
     reads: dict[Expr, tuple[tuple[Affine, ...], tuple[Affine, ...]]] = field(default_factory=dict)
     """What the derived arrays' elements are at least and at most, as far as the reader can use it."""
@@ -53,6 +57,9 @@ class Isolator:
             return Row(outer, inner, note)
         for t, k in part.terms:
             if isinstance(t, Op) and t.name in ("abs", "min", "max", "where"):
+                self.branches -= 1
+                if self.branches < 0:
+                    return Opaque(source)
                 return self._branches(t, k, part - leaf(t).times(k), outer, inner, source, exact)
         if len(part.terms) == 1:
             (t, k) = part.terms[0]
