@@ -1,4 +1,4 @@
-"""The interpreter: the meaning of a Program of the Tile IR, on numpy, one grid point at a time, with every promise checked.
+"""The interpreter: what a Program of the Tile IR means, on numpy, one grid point at a time, every promise checked.
 
 It is slow and trusts nothing. It finds indices outside their tensors, elements read before or stored twice, races
 between programs and between partitions, ranges that overlap, deadlocks, and NaNs made of numbers; and it counts how

@@ -80,5 +80,5 @@ def first_last(ids: Array, kind: str) -> Array:
         same = breaks[..., :, None] == breaks[..., None, :]
     positions = np.arange(n)
     if kind.endswith("first"):
-        return np.where(same, positions, n).min(axis=-1, initial=n)
-    return np.where(same, positions, -1).max(axis=-1, initial=-1)
+        return np.asarray(np.where(same, positions, n).min(axis=-1, initial=n))
+    return np.asarray(np.where(same, positions, -1).max(axis=-1, initial=-1))

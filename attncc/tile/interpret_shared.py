@@ -144,6 +144,12 @@ class _Buffer:
     written: Array
     accesses: list[_Access] = field(default_factory=list)
 
+    @staticmethod
+    def empty(type: Type) -> _Buffer:
+        kind = storage(type.dtype)
+        poison = np.nan if np.issubdtype(kind, np.floating) else 0
+        return _Buffer(type, np.full(shape(type), poison, dtype=kind), np.zeros(shape(type), dtype=bool))
+
 
 @dataclass(slots=True)
 class _Barrier:
@@ -203,12 +209,9 @@ class SharedMemory:
         """A statement on shared memory or barriers; a point of interleaving before and, for waits, during it."""
         yield Pause()
         match s:
-            case AllocShared(name, type, depth):
+            case AllocShared(name, kind, depth):
                 for k in range(depth):
-                    kind = storage(type.dtype)
-                    poison = np.nan if np.issubdtype(kind, np.floating) else 0
-                    data = np.full(shape(type), poison, dtype=kind)
-                    self.buffers[name, k] = _Buffer(type, data, np.zeros(shape(type), dtype=bool))
+                    self.buffers[name, k] = _Buffer.empty(kind)
             case AllocBar(name, depth, count):
                 for k in range(depth):
                     self.barriers[name, k] = _Barrier(f"{name}[{k}]", count, missing=count)
@@ -353,8 +356,9 @@ class SharedMemory:
             raise TypeFault(f"a copy between {s.tensor} of {tensor.dtype} and {name} of {buffer.type.dtype}")
         offsets = np.indices(buffer.data[box].shape)
         lead = len(corner) - len(offsets)
-        places = [np.asarray(c) for c in corner[:lead]] + [c + o for c, o in zip(corner[lead:], offsets, strict=True)]
-        live = np.ones(buffer.data[box].shape, dtype=bool)
+        places: list[Array] = [np.asarray(c) for c in corner[:lead]]
+        places += [np.asarray(c + o) for c, o in zip(corner[lead:], offsets, strict=True)]
+        live: Array = np.ones(buffer.data[box].shape, dtype=bool)
         for place, extent in zip(places, tensor.data.shape, strict=True):
             live &= (place >= 0) & (place < extent)
         return buffer, box, name, places, live
