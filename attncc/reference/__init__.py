@@ -41,13 +41,15 @@ def evaluate(
     dtype: torch.dtype = torch.float64,
     return_lse: bool = False,
     cast: bool = False,
+    magnitudes: bool = False,
 ) -> Result:
     """Evaluates `spec` on q [B,H,M,D], k [B,G,N,D], v [B,G,N,E] and the captured tensors, by name.
 
     All arithmetic is in `dtype`; with `cast` out comes back in q's. A row without an allowed key gives output 0, lse
-    -inf and no gradient. CallError where the tensors don't fit the spec.
+    -inf and no gradient. With `magnitudes` the backward pass adds up the absolute values of the scores' gradients: a
+    scale for gradients that cancel. CallError where the tensors don't fit the spec.
     """
-    run = _Run(prepare(spec, tensors, constants or {}, dtype), dtype)
+    run = _Run(prepare(spec, tensors, constants or {}, dtype), dtype, magnitudes)
     emitted: dict[str, Tensor] = {}
     for statement in spec.statements:
         match statement:
@@ -80,9 +82,9 @@ def reference_callable(spec: Spec, constants: Mapping[str, Number] | None = None
 class _Run:
     """One evaluation of a spec's statements."""
 
-    def __init__(self, call: Call, dtype: torch.dtype) -> None:
+    def __init__(self, call: Call, dtype: torch.dtype, magnitudes: bool) -> None:
         self.call, self.dtype = call, dtype
-        self.evaluator = Evaluator(call.tensors, call.ranges)
+        self.evaluator = Evaluator(call.tensors, call.ranges, magnitudes)
 
     def let(self, let: Let) -> Stored:
         """The array of a `let`."""

@@ -29,8 +29,8 @@ from attncc.runtime.mistakes import OutOfRange, RandomWeights
 class Evaluator:
     """Evaluates expressions over `tensors`; keeps the lse of each Weights it met in `lse`."""
 
-    def __init__(self, tensors: dict[str, Stored], ranges: Ranges) -> None:
-        self.tensors, self.ranges = tensors, ranges
+    def __init__(self, tensors: dict[str, Stored], ranges: Ranges, magnitudes: bool = False) -> None:
+        self.tensors, self.ranges, self.magnitudes = tensors, ranges, magnitudes
         self.lse: dict[Weights, Value] = {}
 
     def value(self, e: Expr, scope: Scope) -> Value:
@@ -194,6 +194,8 @@ class Evaluator:
         refuse_astray(score, mask)
         score, mask = self._together(score, mask, tuple(k.index.name for k in e.keys), inside)
         held = Value(torch.where(mask.data, score.data, 0), score.axes)
+        if self.magnitudes and held.data.requires_grad:
+            held.data.register_hook(torch.abs)  # type: ignore[no-untyped-call]
         weights, lse = normalised(self, e, held, mask, scope)
         if lse is not None:
             self.lse[e] = lse

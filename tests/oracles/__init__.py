@@ -95,8 +95,9 @@ def t5(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> Pair:
         return half + 16 * (distance > 0)
 
     i, j = _positions(q, k)
-    buckets = [[bucket(int(y) - int(x)) for y in j[0]] for x in i[:, 0]]
-    index = torch.tensor(buckets, dtype=torch.int64, device=q.device).reshape(q.shape[2], k.shape[2])
+    far = q.shape[2] + k.shape[2]
+    buckets = torch.tensor([bucket(x) for x in range(-far, far + 1)], device=q.device)
+    index = buckets[j - i + far]
     bias = torch.stack([column[index] for column in table.unbind(1)])
     return _softmax(_scores(q, k, scale=1) + bias, j == j, v, q)
 
