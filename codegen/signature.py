@@ -28,7 +28,7 @@ ALIGNMENT = 16
 class Arg:
     """One argument of a kernel. `divisible`: the promised divisor of its value, 0 where there is none."""
 
-    kind: Literal["pointer", "stride", "scalar"]
+    kind: Literal["pointer", "stride", "scalar", "descriptor"]
     name: str
     type: str
     divisible: int = 0

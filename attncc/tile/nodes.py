@@ -458,7 +458,7 @@ class CopyOut:
 
 @dataclass(frozen=True, slots=True)
 class CopyWait:
-    """Waits until at most `pending` of this partition's CopyOuts still read their slots; 0 before it ends or reuses one."""
+    """Waits until at most `pending` of this partition's CopyOuts still read their slots; 0 before it reuses or ends."""
 
     pending: int
 
@@ -566,11 +566,15 @@ class Gather:
 
 @dataclass(frozen=True, slots=True)
 class ScatterAdd:
-    """out = 0; out[index(vars)] += source[vars], vars named by source's axes: the adjoint of Gather."""
+    """out[index(vars)] += source[vars], vars named by source's axes: the adjoint of Gather.
+
+    `out` is a new tensor of zeros first, unless `add` says that it is there already.
+    """
 
     out: Tensor
     source: str
     index: tuple[Expr, ...]
+    add: bool = False
 
 
 @dataclass(frozen=True, slots=True)

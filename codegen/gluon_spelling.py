@@ -1,0 +1,84 @@
+"""What Gluon calls things: element types, layouts and the names that changed between Triton's versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from attncc.codegen.gluon_layouts import BITS, Blocked, Layout, Mma, Operand, Slice
+from attncc.tile.nodes import Dtype, Type
+
+DTYPES: Mapping[Dtype, str] = {
+    "f64": "gl.float64",
+    "f32": "gl.float32",
+    "f16": "gl.float16",
+    "bf16": "gl.bfloat16",
+    "i64": "gl.int64",
+    "i32": "gl.int32",
+    "u8": "gl.uint8",
+    "bool": "gl.int1",
+}
+
+BULK: Mapping[str, tuple[str, str]] = {
+    "copy_in": ("tma.async_copy_global_to_shared", "tma.async_load"),
+    "copy_out": ("tma.async_copy_shared_to_global", "tma.async_store"),
+}
+"""Bulk copies before and since Triton 3.9."""
+
+
+def bulk(name: str, triton: tuple[int, int]) -> str:
+    """The spelling of a bulk copy in a version of Triton."""
+    return BULK[name][triton >= (3, 9)]
+
+
+def swizzle(type_: Type) -> int:
+    """Bytes over which rows of a shared buffer are swizzled: the longest pattern its rows fill."""
+    row = type_.axes[-1].extent * BITS[type_.dtype] // 8
+    if len(type_.axes) < 2:
+        return 0
+    return next((w for w in (128, 64, 32) if row % w == 0), 0)
+
+
+class Layouts:
+    """Names for the layouts a module uses, defined once at its top."""
+
+    def __init__(self) -> None:
+        self.defined: dict[str, str] = {}
+
+    def register(self, layout: Layout) -> str:
+        """The name of a register layout."""
+        match layout:
+            case Mma(columns, bits, warps):
+                name = f"MMA_{columns}" + (f"_B{bits}" if bits != 16 else "") + (f"_W{warps}" if warps != 4 else "")
+                text = f"gl.NVMMADistributedLayout([3, 0], [{warps}, 1], [16, {columns}, {256 // bits}])"
+            case Operand(parent):
+                of = self.register(parent)
+                name, text = of.replace("MMA", "A"), f"gl.DotOperandLayout(0, {of}, {32 // parent.bits})"
+            case Slice(dim, parent):
+                of = self.register(parent)
+                name = f"{'ROWS' if dim == 1 else 'COLS'}_{of.removeprefix('MMA_')}"
+                text = f"gl.SliceLayout({dim}, {of})"
+            case Blocked(shape, run, warps):
+                name = f"BLOCKED_{'x'.join(map(str, shape))}_W{warps}"
+                text = _blocked(shape, run, warps)
+        self.defined.setdefault(name, text)
+        return name
+
+    def shared(self, type_: Type, rank: int) -> str:
+        """The name of a shared buffer's layout, seen with `rank` axes (a bulk copy sees those of the whole tensor)."""
+        width, bits = swizzle(type_), BITS[type_.dtype]
+        name = f"SHARED_{width}_B{bits}_R{rank}"
+        self.defined.setdefault(name, f"gl.NVMMASharedLayout({width}, {bits}, rank={rank})")
+        return name
+
+
+def _blocked(shape: tuple[int, ...], run: int, warps: int) -> str:
+    rank = len(shape)
+    lanes = [1] * rank
+    left = 32
+    for dim in reversed(range(rank)):
+        room = max(1, shape[dim] // (run if dim == rank - 1 else 1))
+        lanes[dim] = min(left, room) if dim else left
+        left //= lanes[dim]
+    runs = [1] * (rank - 1) + [run]
+    across = [warps] + [1] * (rank - 1)
+    return f"gl.BlockedLayout({runs}, {lanes}, {across}, {list(reversed(range(rank)))})"
