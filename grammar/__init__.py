@@ -1,10 +1,4 @@
-"""The language: text of a spec --> Spec IR.
-
-    parse(text, name)       -> Spec             one attention
-    parse_all(text, name)   -> tuple[Spec, ...] every attention of a text
-    read(path or bytes)     -> Source           UTF-8 text with the name it is reported under
-    format_source(text)     -> str              canonical formatting
-"""
+"""The language: text of a spec --> Spec IR. The four functions below are the whole face of the front end."""
 
 from __future__ import annotations
 

@@ -227,7 +227,8 @@ class Builder:
         return self._prefix(tree, "not")
 
     def _x_root(self, tree: Part) -> ast.Expr:
-        return self._prefix(tree, "sqrt")
+        root, operand = tree.children
+        return ast.Call(self.span(tree), "sqrt", (self.expr(operand),), (), None, (), span_of(root))
 
     def _x_set(self, tree: Part) -> ast.Expr:
         return ast.SetOf(self.span(tree), tuple(self.expr(t) for t in tree.children))

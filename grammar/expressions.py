@@ -38,7 +38,10 @@ Call = Callable[["Elaborator", ast.Call], Value]
 
 
 class Elaborator:
-    """Evaluates expressions in a scope. `mask` is what weights without a `where` take; `frame` the `def`'s arguments."""
+    """Evaluates expressions in a scope.
+
+    `mask` is what weights without a `where` take, `frame` the arguments of the `def` that is being expanded.
+    """
 
     def __init__(self, scope: Scope, call: Call) -> None:
         self.scope = scope
@@ -47,7 +50,7 @@ class Elaborator:
         self.depth = 0
         self.calls = 0
         self.mask: Value | None = None
-        self.mask_taken = False
+        self.mask_uses = 0
         self.unmasked: Span | None = None  # the first weight over j above the mask that has no `where`
         self.guards: set[Expr] = set()
 
@@ -149,15 +152,13 @@ class Elaborator:
     # --- operators ---
 
     def unary(self, node: ast.Unary) -> Value:
-        """- x, + x, not x, sqrt x."""
+        """- x, + x, not x."""
         if node.op == "not":
             value = self.boolean(node.operand, "the operand of `not`")
             return value.of(op("not", value.expr))
         value = self.number(node.operand, f"the operand of `{node.op}`")
         if node.op == "+":
             return value
-        if node.op == "sqrt":
-            return value.of(op("sqrt", value.expr))
         return value.of(lift(-value.expr.value) if isinstance(value.expr, Const) else op("neg", value.expr))
 
     def binary(self, node: ast.Binary) -> Value:
@@ -214,13 +215,16 @@ class Elaborator:
         a, b = left, right
         if axis not in CHANNELS and not has_weights(a.expr, axis) and _weighs(b, axis) and not _weighs(a, axis):
             a, b = b, a  # v @ w is w @ v
-        first = a.expr
-        if _weighs(a, axis):
-            keys = (Binder(Var(axis, "int"), extent),)
-            first = as_weights(first, keys, lambda: self.take_mask(keys, node.span), self.guards)
-        free = given((left.free | right.free) - {axis} | (self.mask_free() if first is not a.expr else frozenset()))
-        expr = Contract(to_real(first), to_real(b.expr), Var(axis, "int"), extent, span=node.span)
+        first = self.weigh(a, (Binder(Var(axis, "int"), extent),), node.span) if _weighs(a, axis) else a
+        free = given((first.free | b.free) - {axis})
+        expr = Contract(to_real(first.expr), to_real(b.expr), Var(axis, "int"), extent, span=node.span)
         return Value(expr, free, sizes)
+
+    def weigh(self, value: Value, keys: tuple[Binder, ...], place: Span) -> Value:
+        """`value` as attention weights over `keys`: terms without a normaliser become weights of their own."""
+        uses = self.mask_uses
+        expr = as_weights(value.expr, keys, lambda: self.take_mask(keys, place), self.guards)
+        return Value(expr, value.free | (self.mask_free() if self.mask_uses > uses else frozenset()), value.sizes)
 
     def take_mask(self, keys: tuple[Binder, ...], place: Span) -> Expr:
         """The mask, for a weight without a `where` of its own."""
@@ -229,12 +233,12 @@ class Elaborator:
         if self.mask is None:
             self.unmasked = self.unmasked or place
             return TRUE
-        self.mask_taken = True
+        self.mask_uses += 1
         return self.mask.expr
 
     def mask_free(self) -> frozenset[str]:
         """What a masked weight depends on besides its score."""
-        return self.mask.free - {"j"} if self.mask is not None else frozenset()
+        return self.mask.free if self.mask is not None else frozenset()
 
     # --- definitions ---
 

@@ -8,23 +8,23 @@ from typing import Literal, cast
 
 from attncc.diagnostics import Span, did_you_mean
 from attncc.expr.build import conj, lift, op, to_real
-from attncc.expr.nodes import Const, Expr, Var
+from attncc.expr.nodes import Const, Expr, Var, walk
 from attncc.grammar import tree as ast
 from attncc.grammar.expressions import Elaborator
 from attncc.grammar.mistakes import (
     BadCall,
     ChannelMismatch,
     NoSuchDependence,
+    NotARatio,
     NotAValue,
     NotAWeight,
-    NotCompiled,
-    NotARatio,
     NotBoolean,
+    NotCompiled,
     UnknownOption,
 )
 from attncc.grammar.names import CHANNELWISE, ELEMENTWISE, FUNCTIONS, NORMALISERS, REDUCTIONS, Named, Tensor
 from attncc.grammar.values import Value, align, given, rename
-from attncc.grammar.weights import ZERO, as_weights, dropped, has_weights, ratio_parts, softmax
+from attncc.grammar.weights import ZERO, dropped, ratio_parts, softmax
 from attncc.ir.nodes import Binder, Normaliser, Reduce, S, Scan, Segment, Weights
 
 OPTIONS = {
@@ -277,14 +277,12 @@ def _dropout(self: Elaborator, node: ast.Call) -> Value:
         raise BadCall("a probability of dropping lies in [0, 1)", node.arguments[1].span)
     if probability.free:
         raise BadCall("the probability of dropping is one number", node.arguments[1].span)
-    expr = weights.expr
-    if not {"i", "j"} <= weights.free or weights.channels:
-        hint = "as in `dropout(softmax(score), 0.1)`"
-        raise NotAWeight("`dropout` takes attention weights", node.arguments[0].span, hint=hint)
-    if not has_weights(expr, "j"):
-        keys = (Binder(Var("j", "int"), self.scope.indices["j"]),)
-        expr = as_weights(expr, keys, lambda: self.take_mask(keys, node.span), self.guards)
-    return weights.of(dropped(expr, to_real(probability.expr)))
+    if not any(isinstance(n, Weights) for n in walk(weights.expr)):
+        if not {"i", "j"} <= weights.free or weights.channels:
+            hint = "as in `dropout(softmax(score), 0.1)`"
+            raise NotAWeight("`dropout` takes attention weights", node.arguments[0].span, hint=hint)
+        weights = self.weigh(weights, (Binder(Var("j", "int"), self.scope.indices["j"]),), node.span)
+    return weights.of(dropped(weights.expr, to_real(probability.expr)))
 
 
 # --- channels -------------------------------------------------------------------------------------------------------

@@ -35,10 +35,10 @@ def _number(node: ast.Expr) -> int | float | bool:
             return math.inf
         case ast.Name(id="true" | "false"):
             return node.id == "true"
-        case ast.Unary(op="-" | "+" | "sqrt"):
+        case ast.Unary(op="-" | "+"):
             inner = _number(node.operand)
             if not isinstance(inner, bool):
-                return -inner if node.op == "-" else inner if node.op == "+" else _real(inner, 0.5, node)
+                return -inner if node.op == "-" else inner
         case ast.Binary(op="+" | "-" | "*" | "/" | "//" | "%" | "**"):
             left, right = _number(node.left), _number(node.right)
             if not isinstance(left, bool) and not isinstance(right, bool):
@@ -75,19 +75,16 @@ def _calculate(node: ast.Binary, a: int | float, b: int | float) -> int | float:
                 return _real(a, b, node)
     except (ZeroDivisionError, OverflowError) as error:
         raise BadDefault(f"this has no value: {error}", node.span) from None
-    if isinstance(value, float) and math.isnan(value) or abs(value) > 2**62 and isinstance(value, int):
+    if math.isnan(value) or (isinstance(value, int) and abs(value) > 2**62):
         raise BadDefault("this has no value", node.span)
     return value
 
 
 def _real(a: int | float, b: int | float, node: ast.Expr) -> float:
     try:
-        value = float(a) ** float(b)
-    except (ZeroDivisionError, OverflowError) as error:
+        return math.pow(a, b)
+    except (ValueError, OverflowError) as error:
         raise BadDefault(f"this has no value: {error}", node.span) from None
-    if isinstance(value, complex) or math.isnan(value):
-        raise BadDefault("this has no value", node.span)
-    return value
 
 
 def tensor(env: Elaborator, node: ast.TensorDecl) -> Param:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import Literal, assert_never, cast
 
-from attncc.expr.nodes import Expr, Var
+from attncc.expr.build import to_real
+from attncc.expr.nodes import Var, walk
 from attncc.grammar import tree as ast
 from attncc.grammar.expressions import Elaborator
 from attncc.grammar.functions import call
@@ -21,8 +22,6 @@ from attncc.grammar.mistakes import (
 from attncc.grammar.names import ROWS, SIZE_OF, Named, Row, Scope, Tensor, define
 from attncc.grammar.values import CHANNELS, Value, given, rename
 from attncc.ir.nodes import Axis, ConstParam, Let, Out, Param, Rebind, Scan, Spec, Statement
-from attncc.expr.build import to_real
-from attncc.expr.nodes import walk
 
 HINTS = {
     "j": "`@ v` or `sum(... over j)` removes j",
@@ -73,7 +72,7 @@ class _Lowering:
         if self.out is None:
             hint = "add `out = softmax(score) @ v`, or what it computes"
             raise NoOut(f"`{self.node.name.id}` assigns no `out`", self.node.name.span, hint=hint)
-        if "mask" in self.seen and not self.env.mask_taken:
+        if "mask" in self.seen and not self.env.mask_uses:
             hint = "each weight has a `where` of its own, or there is none over j; drop the mask or the `where`"
             raise UnusedMask("no weight takes this mask", self.seen["mask"].span, hint=hint)
         name = self.node.name
@@ -177,7 +176,7 @@ class _Lowering:
 
     def rebind(self, node: ast.Assign) -> None:
         """A new q, k or v; the right side's one channel becomes its own."""
-        name = node.name.id
+        name = cast(Literal["q", "k", "v"], node.name.id)
         own = self.scope.meanings[name]
         assert isinstance(own, Row)
         value = self.env.number(node.value, f"`{name}`")
@@ -190,7 +189,6 @@ class _Lowering:
             expr = rename(expr, {old: Var(channel, "int")}, node.span)
             extent = value.sizes.get(old) or self.scope.indices[old]
         index = tuple(Var(a, "int") for a in own.axes)
-        assert name == "q" or name == "k" or name == "v"
         self.statements.append(Rebind(name, index, extent, expr, node.span))
         self.scope.meanings[name] = Row(own.axes, extent)
 
@@ -224,4 +222,5 @@ def _within(node: ast.Assign, value: Value, allowed: frozenset[str], shown: str)
 def _let_mismatch(node: ast.Let, names: tuple[str, ...], value: Value) -> LetAxes:
     have = ", ".join(sorted(value.free, key=list([*SIZE_OF, *sorted(value.free)]).index))
     hint = f"`{'emit' if node.emitted else 'let'} {node.name.id}[{have}] = ...`" if have else "drop the brackets"
-    return LetAxes(f"the brackets say {', '.join(names)}, and the value has {have or 'no index'}", node.name.span, hint=hint)
+    message = f"the brackets say {', '.join(names)}, and the value has {have or 'no index'}"
+    return LetAxes(message, node.name.span, hint=hint)

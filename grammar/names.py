@@ -28,7 +28,9 @@ LITERALS = frozenset({"inf", "all", "true", "false"})
 ASSIGNED = frozenset({"score", "mask", "out"})
 
 ELEMENTWISE = frozenset(
-    "abs exp exp2 expm1 log log2 log1p sqrt rsqrt sin cos tanh erf sigmoid softplus relu elu silu gelu floor ceil".split()
+    (
+        "abs exp exp2 expm1 log log2 log1p sqrt rsqrt sin cos tanh erf sigmoid softplus relu elu silu gelu floor ceil"
+    ).split()
 )
 REDUCTIONS = frozenset("sum mean max min any argmax".split())
 NORMALISERS = frozenset("softmax ratio stick entmax".split())

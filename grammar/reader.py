@@ -31,25 +31,35 @@ GRAMMAR = Path(__file__).with_name("attention.lark")
 
 def read_tree(text: str) -> ast.File:
     """The syntax tree of a text; SpecErrors carry no source yet."""
-    refuse_tabs(text)
-    tokens = arrange(lex(text))
-    parser = tables().parse_interactive()
-    for index, token in enumerate(tokens):
-        try:
-            parser.feed_token(token)
-        except UnexpectedToken as error:
-            raise explain(tokens, index, frozenset(error.accepts or error.expected)) from None
-    end = tokens[-1] if tokens else Token("NEWLINE", "", 0, 1, 1)
-    try:
-        root: Any = parser.feed_eof(end)
-    except UnexpectedToken as error:
-        eof = Token.new_borrow_pos("$END", "", end)
-        raise explain([*tokens, eof], len(tokens), frozenset(error.accepts or error.expected)) from None
-    file = Builder(text.splitlines()).file(root)
+    file = Builder(text.splitlines()).file(parse_tree(text))
     if not file.attentions:
         hint = "the least one is `attention full: out = softmax(q @ k / sqrt(D)) @ v`"
         raise EmptySpec("no `attention` in this text", Span(1, 1), hint=hint)
     return file
+
+
+def parse_tree(text: str) -> Any:
+    """Lark's tree of a text."""
+    refuse_tabs(text)
+    tokens = arrange(lex(text))
+    end = tokens[-1] if tokens else Token("NEWLINE", "", 0, 1, 1)
+    tokens.append(Token.new_borrow_pos("$END", "", end))
+    parser = tables().parse_interactive()
+    root: Any = None
+    for index, token in enumerate(tokens):
+        try:
+            root = parser.feed_token(token)
+        except UnexpectedToken:
+            raise explain(tokens, index, _accepted(tokens[:index])) from None
+    return root
+
+
+def _accepted(tokens: list[Token]) -> frozenset[str]:
+    """What may follow these tokens. Asked anew: a failing token has already folded what stands before it."""
+    parser = tables().parse_interactive()
+    for token in tokens:
+        parser.feed_token(token)
+    return frozenset(parser.accepts())
 
 
 def lex(text: str, *, comments: bool = False) -> list[Token]:

@@ -49,7 +49,8 @@ def subscripted(self: Elaborator, node: ast.Subscripted) -> Value:
         raise TooManySubscripts("only a name has subscripts", base.span, hint="give the value a name and axes by `let`")
     if self.frame is not None and base.id in self.frame:
         hint = "pass the value at its indices, `f(x[b, j])`"
-        raise TooManySubscripts(f"`{base.id}` stands for a value here, and a value has no subscripts", node.span, hint=hint)
+        message = f"`{base.id}` stands for a value here, and a value has no subscripts"
+        raise TooManySubscripts(message, node.span, hint=hint)
     match self.scope.meanings.get(base.id):
         case Row() as row:
             return _row(self, base.id, row, node)
@@ -96,7 +97,7 @@ def _subscript(self: Elaborator, node: ast.Expr | ast.Slice, axis: Axis, name: s
     """One subscript at one axis."""
     if isinstance(node, ast.Slice):
         return _slice(self, node, axis.index, axis.size)
-    if axis.index == "m" and not (isinstance(node, ast.Name) and node.id == "i"):
+    if axis.index in ("m", "i") and not (isinstance(node, ast.Name) and node.id == "i"):
         raise QueryRow(f"this axis of `{name}` holds query rows", node.span, hint="it is read at a bare `i`")
     value = self.integer(node, "a subscript")
     if isinstance(node, ast.Name) and node.id in SIZE_OF and value.expr is Var(node.id, "int"):
@@ -109,11 +110,12 @@ def _subscript(self: Elaborator, node: ast.Expr | ast.Slice, axis: Axis, name: s
 
 
 def _same_kind(node: ast.Name, axis: str, name: str) -> None:
-    kinds = {"m": POSITIONS, "n": POSITIONS, "i": POSITIONS, "j": POSITIONS, "d": CHANNELS, "e": CHANNELS}
+    kinds = {"m": {"i"}, "n": POSITIONS, "j": POSITIONS, "d": CHANNELS, "e": CHANNELS}
     allowed = kinds.get(axis, {axis})
     if axis in {*SIZE_OF, "m"} and node.id not in allowed:
         right = "i` or `j" if axis == "n" else axis
-        raise AxisMismatch(f"this axis of `{name}` is `{axis}`, not `{node.id}`", node.span, hint=f"read it at `{right}`")
+        message = f"this axis of `{name}` is `{axis}`, not `{node.id}`"
+        raise AxisMismatch(message, node.span, hint=f"read it at `{right}`")
 
 
 def _slice(self: Elaborator, node: ast.Slice, index: str, size: Expr) -> Value:
@@ -145,8 +147,6 @@ def _row(self: Elaborator, name: str, row: Row, node: ast.Subscripted) -> Value:
     else:
         hint = f"`{name}[e]` is its channel, `{name}[{', '.join(row.axes)}]` names all axes"
         raise TooManySubscripts(f"`{name}` takes one subscript, or all", node.span, hint=hint)
-    if name == "q" and len(node.subscripts) > 1 and parts[2].expr is not Var("i", "int"):
-        raise QueryRow("q holds query rows", node.subscripts[2].span, hint="it is read at a bare `i`")
     return _load(self.scope, name, Tensor("real", axes), parts, node.span)
 
 

@@ -33,7 +33,7 @@ class Number(Node):
 
 @dataclass(frozen=True, slots=True)
 class Unary(Node):
-    """`op` is one of `-`, `+`, `not`, `sqrt`."""
+    """`op` is one of `-`, `+`, `not`."""
 
     op: str
     operand: Expr
@@ -140,9 +140,7 @@ class Selection(Node):
     plus: Expr | None
 
 
-Expr = (
-    Name | Number | Unary | Binary | Contract | Choice | Member | SetOf | Subscripted | Coordinate | Call | Selection
-)
+Expr = Name | Number | Unary | Binary | Contract | Choice | Member | SetOf | Subscripted | Coordinate | Call | Selection
 
 
 # --- declarations ---------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 from attncc.diagnostics import Span
 from attncc.expr.nodes import Expr, Op, Sort, Var, children, with_children
@@ -123,9 +124,8 @@ class _Rename:
         for axis in axes:
             if axis.name in captured:
                 self.fresh += 1
-                axis = Var(f"{axis.name}_{self.fresh}", axis.sort)
-                inner[axis.name.rsplit("_", 1)[0]] = axis
-            out.append(axis)
+                inner[axis.name] = Var(f"{axis.name}_{self.fresh}", axis.sort)
+            out.append(cast(Var, inner.get(axis.name, axis)))
         return tuple(out), inner
 
     def steady(self, own: tuple[Var, ...], table: Mapping[str, Expr]) -> None:
