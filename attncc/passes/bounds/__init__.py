@@ -23,7 +23,7 @@ from attncc.passes.bounds.build import Alternative, alternative
 from attncc.passes.bounds.derived import Derived
 from attncc.passes.bounds.facts import SIZES, Facts
 from attncc.passes.bounds.formula import normal_form
-from attncc.passes.bounds.guards import guard_reads
+from attncc.passes.bounds.guards import Guards
 from attncc.passes.bounds.logic import isolated
 
 __all__ = ["Alternative", "Bounds", "BoxTest", "Derived", "bounds", "box_test"]
@@ -61,9 +61,9 @@ def bounds(
     """
     if {index, other} != {"i", "j"}:
         raise ValueError(f"bounds of {index} by {other}: they are i and j, or j and i")
-    facts = Facts(positive | SIZES)
-    guarded = guard_reads(mask, axes or {}, facts)
-    formula, aux, facts = isolated(guarded, index, facts)
+    guards = Guards(axes or {}, Facts(positive | SIZES))
+    guarded = guards.inserted(mask)
+    formula, aux, facts = isolated(guarded, index, guards)
     found = (alternative(c, index, facts) for c in normal_form(formula, CAP))
     alternatives = tuple(dict.fromkeys(a for a in found if a is not None))
     return Bounds(index, alternatives, _read(aux, alternatives), guarded)

@@ -8,47 +8,56 @@ read out of range stands only beside a guard that is false, so it may give any v
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from attncc.expr.build import conj
 from attncc.expr.nodes import Expr, Op, Var, free_vars, walk, with_children
+from attncc.expr.order import scalar_walk
 from attncc.ir.nodes import Axis, Load, Segment
 from attncc.passes.bounds.affine import affine, at_least_zero
 from attncc.passes.bounds.facts import Facts, N
 
-COMPARISONS = frozenset({"lt", "le", "eq", "ne"})
 CONNECTIVES = frozenset({"and", "or", "not", "where"})
 
 
-def guard_reads(mask: Expr, axes: Mapping[str, tuple[Axis, ...]], facts: Facts) -> Expr:
-    """`mask` with a guard at each comparison or flag that reads a tensor at i or j.
+@dataclass(frozen=True)
+class Guards:
+    """`axes` are those of captured tensors and `let`s; a tensor it does not name is taken to have N positions."""
 
-    `axes` are those of captured tensors and `let`s; along an axis it does not name, N positions are assumed.
-    """
-    done: dict[Expr, Expr] = {}
-    for node in walk(mask):
-        if node.sort != "bool":
-            continue
-        if isinstance(node, Op) and node.name in CONNECTIVES:
-            new = tuple(done.get(a, a) for a in node.args)
-            done[node] = node if new == node.args else with_children(node, new)
-        else:
-            done[node] = conj(*_guards(node, axes, facts), node)
-    return done[mask]
+    axes: Mapping[str, tuple[Axis, ...]]
+    facts: Facts
 
+    def inserted(self, mask: Expr) -> Expr:
+        """`mask` with a guard at each comparison or flag that reads a tensor at i or j."""
+        done: dict[Expr, Expr] = {}
+        for node in walk(mask):
+            if node.sort != "bool":
+                continue
+            if isinstance(node, Op) and node.name in CONNECTIVES:
+                new = tuple(done.get(a, a) for a in node.args)
+                done[node] = node if new == node.args else with_children(node, new)
+            else:
+                done[node] = conj(*self.of(node), node)
+        return done[mask]
 
-def _guards(literal: Expr, axes: Mapping[str, tuple[Axis, ...]], facts: Facts) -> list[Expr]:
-    found: dict[Expr, None] = {}
-    for node in walk(literal):
-        match node:
-            case Load(tensor, index, _):
-                known = axes.get(tensor)
-                for n, x in enumerate(index):
-                    found.update(dict.fromkeys(_inside(x, known[n] if known else None, facts)))
-            case Segment(_, at, _):
-                found.update(dict.fromkeys(_inside(at, None, facts)))
-            case _:
-                pass
-    return list(found)
+    def of(self, literal: Expr) -> tuple[Expr, ...]:
+        """That every read in `literal` is in range, as far as it is not proved."""
+        found: dict[Expr, None] = {}
+        pending = [literal]
+        while pending:
+            for node in scalar_walk(pending.pop()):
+                match node:
+                    case Load(tensor, index, _):
+                        known = self.axes.get(tensor)
+                        for n, x in enumerate(index):
+                            found.update(dict.fromkeys(_inside(x, known[n] if known else None, self.facts)))
+                        pending.extend(index)
+                    case Segment(_, at, _):
+                        found.update(dict.fromkeys(_inside(at, None, self.facts)))
+                        pending.append(at)
+                    case _:
+                        pass
+        return tuple(found)
 
 
 def _inside(x: Expr, axis: Axis | None, facts: Facts) -> list[Expr]:

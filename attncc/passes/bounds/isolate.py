@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from attncc.expr.build import op
+from attncc.expr.build import conj, op
 from attncc.expr.nodes import Const, Expr, Op, Var, free_vars
 from attncc.ir.nodes import Load, Segment
 from attncc.passes.bounds.affine import Affine, affine, leaf
 from attncc.passes.bounds.derived import Derived, Kind
 from attncc.passes.bounds.facts import Facts
 from attncc.passes.bounds.formula import And, Bound, Formula, Opaque, Or, Row
+from attncc.passes.bounds.guards import Guards
 
 BRANCHES = 64
 
@@ -27,6 +28,7 @@ class Isolator:
 
     index: str
     facts: Facts
+    guards: Guards
     condition: Callable[[Expr, bool], Formula]
     """The formula of a `where`'s condition, or of its negation."""
     branches: int = BRANCHES
@@ -118,7 +120,7 @@ class Isolator:
                 kind: Kind = "first" if lower == (const == 0) else "last"
                 end = leaf(self.derived(kind, t.tensor, (there,), 0, True))
                 gap = affine(at) - end if lower else end - affine(at)
-                return self.at_least_zero(gap + const, source)
+                return self.guarded(self.at_least_zero(gap + const, source), source)
             case _:
                 return None
 
@@ -169,9 +171,15 @@ class Isolator:
         )
         if equal:
             low = self.between(at - first, at - run_first, source)
-            return And((low, self.between(last - at, run_last - at, source)), source)
+            return self.guarded(And((low, self.between(last - at, run_last - at, source)), source), source)
         below = self.between(run_first - at - 1, first - at - 1, source)
-        return Or((below, self.between(at - run_last - 1, at - last - 1, source)), source)
+        above = self.between(at - run_last - 1, at - last - 1, source)
+        return self.guarded(Or((below, above), source), source)
+
+    def guarded(self, f: Formula, source: Expr) -> Formula:
+        """What is known of derived arrays holds in range only, so their bounds go with the guards, negated or not."""
+        guards = tuple(self.condition(g, False) for g in self.guards.of(source))
+        return And((*guards, f), conj(*self.guards.of(source), source)) if guards else f
 
 
 def _sign(k: int, a: Affine) -> Affine:

@@ -11,18 +11,19 @@ from attncc.passes.bounds.affine import affine
 from attncc.passes.bounds.derived import Derived
 from attncc.passes.bounds.facts import Facts
 from attncc.passes.bounds.formula import And, Fact, Formula, Opaque, Or
+from attncc.passes.bounds.guards import Guards
 from attncc.passes.bounds.isolate import Isolator
 
 
-def isolated(mask: Expr, index: str, facts: Facts) -> tuple[Formula, tuple[Derived, ...], Facts]:
+def isolated(mask: Expr, index: str, guards: Guards) -> tuple[Formula, tuple[Derived, ...], Facts]:
     """The formula of `mask` with `index` isolated, the derived arrays its bounds read, and what is known of them."""
 
     def condition(e: Expr, negate: bool) -> Formula:
         return _formula(e, negate, iso)
 
-    iso = Isolator(index, facts, condition)
+    iso = Isolator(index, guards.facts, guards, condition)
     formula = condition(mask, False)
-    return formula, tuple(iso.aux), replace(facts, terms=iso.reads)
+    return formula, tuple(iso.aux), replace(guards.facts, terms=iso.reads)
 
 
 def negation(e: Expr) -> Expr:

@@ -1,0 +1,67 @@
+"""The pipeline from text to source, as one readable list. The only module that sees every stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from attncc.diagnostics import Source
+from attncc.ir.nodes import Spec
+from attncc.passes import PIPELINE, Unit, initial
+from attncc.schedule.programs import Pair, stream
+from attncc.schedule.stream import Problem
+from attncc.schedule.variant import Variant
+
+__all__ = ["Pair", "load", "programs", "source"]
+
+
+def load(path_or_text: str | Path) -> tuple[Spec, Source]:
+    """The spec in a file, or in the text itself (which has more than one line)."""
+    from attncc.grammar import parse, read
+
+    if isinstance(path_or_text, Path) or "\n" not in path_or_text:
+        src = read(path_or_text)
+        return parse(src.text, src.name), src
+    return parse(path_or_text), Source("<spec>", path_or_text)
+
+
+def analyse(spec: Spec, D: int, E: int, *, until: str = "") -> Unit:
+    """`spec` after every pass of the pipeline, or after the one named `until`."""
+    from attncc.ir.verify import verify
+
+    unit = initial(spec, D, E)
+    verify(unit.spec)
+    for p in PIPELINE:
+        unit = p.run(unit)
+        verify(unit.spec)
+        if p.name == until:
+            break
+    return unit
+
+
+def programs(spec: Spec, variant: Variant) -> Pair:
+    """The verified Tile IR programs of one variant of `spec`."""
+    from attncc.tile.verify import verify, verify_pair
+
+    unit = analyse(spec, variant.D, variant.E)
+    assert unit.attend is not None and unit.by_row is not None and unit.by_key is not None
+    pair = stream(Problem(unit.spec, unit.attend, unit.by_row, unit.by_key, variant))
+    verify(pair.forward)
+    if pair.backward is not None:
+        verify(pair.backward)
+        verify_pair(pair.forward, pair.backward)
+    return pair
+
+
+def source(pair: Pair, variant: Variant, title: str) -> str:
+    """The printed module of a variant: kernels and host functions `forward` and `backward`."""
+    match variant.target:
+        case "torch":
+            from attncc.codegen.torch_printer import print_module
+
+            return print_module(pair.forward, pair.backward, title)
+        case "triton":
+            from attncc.codegen.triton_printer import print_module as print_triton
+
+            return print_triton(pair.forward, pair.backward, title)
+        case "gluon":
+            raise NotImplementedError("the gluon target prints single kernels only")

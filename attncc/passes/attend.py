@@ -1,0 +1,144 @@
+"""attend: the one weighted sum a streaming schedule computes, in the terms it needs.
+
+rewrite: out = weights(score, mask) @ v                 --> Attend(score, mask, normaliser, product, captured)
+rewrite: x[f(j - i), h] in a score                      --> x_by_offset[h, j - i + (N - 1)], tabulated once per call
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from attncc.expr.build import ivar, op
+from attncc.expr.nodes import Expr, Op, free_vars, rewrite, substitute, walk
+from attncc.ir.nodes import Contract, Let, Load, Normaliser, Spec, Weights
+from attncc.passes.mistakes import NotCompiled
+from attncc.passes.simplify import simplify
+
+I, J, H, N, M = (ivar(x) for x in "ijhNM")
+OFFSET = ivar("o")
+"""j - i + (N - 1), the position in a table by offset: 0 .. N + M - 2."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """`name`[*axes, o] = source[index], index over the Vars named by `axes` and o."""
+
+    name: str
+    source: str
+    axes: tuple[str, ...]
+    index: tuple[Expr, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Attend:
+    """w(i, j) = normaliser(score) where mask; out = w @ v."""
+
+    score: Expr
+    mask: Expr
+    normaliser: Normaliser
+    product: Contract
+    """The `q @ k` inside score."""
+    tables: tuple[Table, ...]
+
+    @property
+    def captured(self) -> tuple[Load, ...]:
+        """Every differentiable read in the score and in z, each once."""
+        roots = [self.score] + ([self.normaliser.z] if self.normaliser.z is not None else [])
+        seen = {n: None for r in roots for n in walk(r) if isinstance(n, Load) and n.sort == "real"}
+        return tuple(n for n in seen if n.tensor not in ("q", "k"))
+
+
+def attend(spec: Spec) -> Attend:
+    """The attention `spec` computes; NotCompiled where it is not one weighted sum over the keys."""
+    for s in spec.statements:
+        if not (isinstance(s, Let) and not s.emitted):
+            raise NotCompiled(f"`{_named(s)}` is not compiled yet", s.span)
+        raise NotCompiled(f"`let {s.name}` as an array of its own is not compiled yet", s.span)
+    body = spec.out.body
+    match body:
+        case Contract(Weights() as w, Load("v") as v, axis) if axis is J and v.index[2] is J:
+            pass
+        case _:
+            raise NotCompiled("only `out = weights @ v` is compiled yet", spec.out.span)
+    if w.dropout is not None:
+        raise NotCompiled("dropout is not compiled yet", w.span)
+    if w.normaliser.kind not in ("ratio", "none") or len(w.keys) != 1:
+        raise NotCompiled("this normaliser is not compiled yet", w.span)
+    score, mask = simplify(w.score), simplify(w.mask)
+    normaliser = _simplified(w.normaliser)
+    product = _product(score, spec)
+    score, tables = _tabulate(score)
+    _refuse_other_atoms(score, mask, normaliser, spec)
+    return Attend(score, mask, normaliser, product, tables)
+
+
+def _named(s: object) -> str:
+    return f"emit {s.name}" if isinstance(s, Let) else f"{getattr(s, 'tensor', 'this')} = ..."
+
+
+def _simplified(n: Normaliser) -> Normaliser:
+    return replace(
+        n,
+        phi=simplify(n.phi),
+        psi=None if n.psi is None else simplify(n.psi),
+        z=None if n.z is None else simplify(n.z),
+    )
+
+
+def _product(score: Expr, spec: Spec) -> Contract:
+    found = [n for n in walk(score) if isinstance(n, Contract)]
+    if len(found) != 1:
+        raise NotCompiled(f"a score with {len(found)} inner products is not compiled yet", spec.out.span)
+    match found[0]:
+        case Contract(Load("q"), Load("k")) as c:
+            return c
+        case Contract(Load("k") as k, Load("q") as q, axis, extent, sort, span):
+            return Contract(q, k, axis, extent, sort, span)
+        case c:
+            raise NotCompiled("only the inner product `q @ k` is compiled yet", c.span)
+
+
+def _tabulate(score: Expr) -> tuple[Expr, tuple[Table, ...]]:
+    """Reads whose index depends on i and j through j - i alone move to a table by offset."""
+    tables: dict[str, Table] = {}
+    moved: dict[Expr, Expr] = {}
+    for load in (n for n in walk(score) if isinstance(n, Load)):
+        names = frozenset().union(*(free_vars(x) for x in load.index))
+        if not {"i", "j"} <= names:
+            continue
+        index = tuple(_by_offset(x) for x in load.index)
+        if any({"i", "j"} & free_vars(x) for x in index):
+            continue
+        axes = tuple(sorted({v for x in index for v in free_vars(x)} & {"b", "h", "g"}))
+        name = f"{load.tensor}_by_offset{len(tables) or ''}"
+        tables[name] = Table(name, load.tensor, axes, index)
+        at = (*(ivar(a) for a in axes), op("add", op("sub", J, I), op("sub", N, 1)))
+        moved[load] = Load(name, at, load.sort, load.span)
+    return substitute(score, moved), tuple(tables.values())
+
+
+def _by_offset(e: Expr) -> Expr:
+    """`e` with j - i written as o - (N - 1)."""
+    distance = op("sub", OFFSET, op("sub", N, 1))
+
+    def rule(n: Expr) -> Expr | None:
+        match n:
+            case Op("sub", (a, b)) if a is J and b is I:
+                return distance
+            case Op("sub", (a, b)) if a is I and b is J:
+                return op("neg", distance)
+            case Op("add", (Op("neg", (a,)), b)) | Op("add", (b, Op("neg", (a,)))) if a is I and b is J:
+                return distance
+            case _:
+                return None
+
+    return rewrite(e, rule)
+
+
+def _refuse_other_atoms(score: Expr, mask: Expr, normaliser: Normaliser, spec: Spec) -> None:
+    roots = (score, mask, *((normaliser.z,) if normaliser.z is not None else ()))
+    for atom in (n for r in roots for n in walk(r)):
+        if isinstance(atom, Load | Op) or not hasattr(atom, "span"):
+            continue
+        if not isinstance(atom, Contract):
+            raise NotCompiled(f"{type(atom).__name__.lower()} inside a score or mask is not compiled yet", atom.span)

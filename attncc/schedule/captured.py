@@ -1,0 +1,141 @@
+"""Gradients of captured tensors: what each read adds to them, and where it is summed.
+
+A read x[index] of the score gets dS * (d score / d x) at every pair. The indices it lacks pick the reduction:
+
+    neither i nor j   a row sum per program of the dQ kernel, then over its tile: one number per (b, h, tile)
+    i alone           the row sum itself, one number per (b, h, row)
+    j alone           the column sum of the dK/dV kernel, one number per (b, h, key)
+    both              an addition at the read's own index, in memory
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from attncc.expr.build import ivar, op
+from attncc.expr.nodes import Const, Expr, Op, Var, free_vars, substitute
+from attncc.ir.nodes import Load
+from attncc.passes.attend import Table
+from attncc.passes.differentiate import gradients
+from attncc.schedule.stream import ZERO, B, G, H, M, N, Problem, varies
+from attncc.tile import nodes as t
+
+Place = Literal["tile", "row", "key", "pair"]
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """One read and its share of the gradient. `factor` = d score / d x (of z: d z / d x); `buffer` collects it."""
+
+    load: Load
+    factor: Expr
+    place: Place
+    of_z: bool
+    buffer: str
+
+    @property
+    def source(self) -> str:
+        return self.load.tensor
+
+
+def captures(p: Problem) -> tuple[Capture, ...]:
+    """Every read whose tensor's gradient is wanted."""
+    tables = {x.name: x.source for x in p.attend.tables}
+    loads = [x for x in p.attend.captured if tables.get(x.tensor, x.tensor) in p.variant.gradients]
+    z = p.attend.normaliser.z
+    out: list[Capture] = []
+    for root, of_z in ((p.attend.score, False), (z, True)):
+        if root is None:
+            continue
+        for load, factor in zip(loads, gradients(root, loads), strict=True):
+            if factor is not ZERO:
+                name = f"d_{load.tensor}_{'z' if of_z else 's'}{len(out)}"
+                out.append(Capture(load, factor, _place(load), of_z, name))
+    return tuple(out)
+
+
+def _place(load: Load) -> Place:
+    names = frozenset(v for x in load.index for v in free_vars(x))
+    if "j" in names:
+        return "pair" if "i" in names else "key"
+    return "row" if "i" in names else "tile"
+
+
+def split_coefficient(e: Expr) -> tuple[Expr | None, Expr | None]:
+    """(factor that is the same for every pair, the rest); None stands for 1."""
+    if not varies(e):
+        return (None if _is_one(e) else e), None
+    match e:
+        case Op("mul", (a, rest)) if not varies(a):
+            return a, rest
+        case Op("mul", (rest, a)) if not varies(a):
+            return a, rest
+        case _:
+            return None, e
+
+
+def _is_one(e: Expr) -> bool:
+    return e is Const(1.0, "real")
+
+
+def buffer(c: Capture, p: Problem, rows: int) -> t.Tensor:
+    """The tensor a capture's share is collected in."""
+    real = p.real
+    tiles = op("floordiv", op("add", M, rows - 1), rows)
+    match c.place:
+        case "tile":
+            return t.Tensor(c.buffer, ("b", "h", "t"), (B, H, tiles), real)
+        case "row":
+            return t.Tensor(c.buffer, ("b", "h", "r"), (B, H, M), real)
+        case "key":
+            return t.Tensor(c.buffer, ("b", "h", "j"), (B, H, N), real)
+        case "pair":
+            return _pair_buffer(c, p)
+
+
+def _pair_buffer(c: Capture, p: Problem) -> t.Tensor:
+    table = next((x for x in p.attend.tables if x.name == c.load.tensor), None)
+    if table is not None:
+        return t.Tensor(c.buffer, (*table.axes, "o"), table_extents(table), p.real)
+    axes = p.params[c.load.tensor].axes
+    names = tuple(f"{a.index or 'x'}{n}" for n, a in enumerate(axes))
+    return t.Tensor(c.buffer, names, tuple(a.size for a in axes), p.real)
+
+
+def table_extents(table: Table) -> tuple[Expr, ...]:
+    """Sizes of a table by offset."""
+    sizes = {"b": B, "h": H, "g": G}
+    return (*(sizes[a] for a in table.axes), op("sub", op("add", N, M), 1))
+
+
+def collect(c: Capture, p: Problem, source: t.Tensor, out: t.Tensor, add: bool) -> t.Step:
+    """The host step that brings a buffer to the parameter's own shape.
+
+    Indices stay as written: a floor of reals may not be rearranged, or a bucket's edge would move.
+    """
+    table = next((x for x in p.attend.tables if x.name == c.load.tensor), None)
+    index = table.index if table is not None else c.load.index
+    if c.place == "pair" and table is None:
+        index = tuple(ivar(a) for a in source.axes)
+    shift = op("sub", N, M)
+    heads = op("floordiv", ivar("h"), op("floordiv", H, G))
+    places: dict[Expr, Expr] = {ivar("i"): op("max", op("add", ivar("r"), shift), 0)}
+    if "h" in source.axes:
+        places[ivar("g")] = heads
+    fixed = tuple(
+        ivar("r") if at is ivar("i") and _axis(p, c, n) == "m" else substitute(at, places) for n, at in enumerate(index)
+    )
+    plain = tuple(at.name for at in fixed if isinstance(at, Var))
+    if not add and len(plain) == len(fixed) == len(set(plain)) and set(plain) <= set(source.axes):
+        return t.SumAxes(t.Tensor(out.name, plain, out.extents, out.dtype), source.name, _missing(source, plain))
+    return t.ScatterAdd(out, source.name, fixed, add)
+
+
+def _missing(source: t.Tensor, kept: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(a for a in source.axes if a not in kept)
+
+
+def _axis(p: Problem, c: Capture, n: int) -> str:
+    param = p.params.get(c.load.tensor)
+    return param.axes[n].index if param is not None else ""

@@ -1,0 +1,41 @@
+"""How an integer expression moves with one index, so that its extremes over a tile are its values at the ends."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from attncc.expr.nodes import Const, Expr, Op, Var, free_vars
+from attncc.ir.nodes import Load
+
+Direction = Literal[-1, 0, 1]
+
+
+def direction(e: Expr, index: str) -> Direction | None:
+    """1 if `e` never falls as `index` grows, -1 if it never rises, 0 if it ignores it, None if unknown."""
+    if index not in free_vars(e):
+        return 0
+    match e:
+        case Var():
+            return 1
+        case Op("add" | "min" | "max", (a, b)):
+            return _both(direction(a, index), direction(b, index))
+        case Op("sub", (a, b)):
+            return _both(direction(a, index), _flipped(direction(b, index)))
+        case Op("neg", (a,)):
+            return _flipped(direction(a, index))
+        case Op("mul", (Const(int(c)), a)) | Op("mul", (a, Const(int(c)))):
+            return direction(a, index) if c >= 0 else _flipped(direction(a, index))
+        case Op("floordiv", (a, Const(int(c)))) if c > 0:
+            return direction(a, index)
+        case Load() | _:
+            return None
+
+
+def _flipped(d: Direction | None) -> Direction | None:
+    return None if d is None else (0, -1, 1)[d]  # type: ignore[return-value]
+
+
+def _both(a: Direction | None, b: Direction | None) -> Direction | None:
+    if a is None or b is None or a * b < 0:
+        return None
+    return a or b

@@ -1,0 +1,313 @@
+"""What the streaming kernels share: their scalars, tiles, loads, scores and loops.
+
+A streaming kernel owns a tile of queries (forward, dQ) or of keys (dK, dV) and walks the tiles of the other axis that
+the mask's bounds allow, first those that need the predicate, then those that don't.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from attncc.expr.build import TRUE, conj, ivar, op
+from attncc.expr.nodes import Atom, Const, Expr, Var, free_vars, substitute, walk
+from attncc.ir.nodes import S, Contract, Load, Param, Spec
+from attncc.passes.attend import Attend
+from attncc.passes.bounds import Bounds
+from attncc.passes.simplify import scale
+from attncc.passes.stream import LOG2E, SHIFT, X, is_exponential, streamed
+from attncc.schedule.builder import Builder
+from attncc.schedule.config import Channels, channels
+from attncc.schedule.ranges import Visits
+from attncc.schedule.variant import Variant
+from attncc.tile import nodes as t
+
+B, H, G, M, N = (ivar(x) for x in "BHGMN")
+b, h, g, i, j = (ivar(x) for x in "bhgij")
+NEVER = Const(float("-inf"), "real")
+ZERO = Const(0.0, "real")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One attention to schedule: what is computed, its bounds along both axes, and the variant it is built for."""
+
+    spec: Spec
+    attend: Attend
+    by_row: Bounds
+    """Keys that a query sees."""
+    by_key: Bounds
+    """Queries that see a key."""
+    variant: Variant
+
+    @property
+    def params(self) -> dict[str, Param]:
+        return {p.name: p for p in self.spec.params}
+
+    @property
+    def real(self) -> t.Dtype:
+        """The dtype of scores, statistics and accumulators."""
+        return "f64" if self.variant.dtype == "f64" else "f32"
+
+    @property
+    def normalised(self) -> bool:
+        """Whether there is a Z, so that weights are kept relative to a running maximum."""
+        return self.attend.normaliser.psi is not None
+
+    @property
+    def exponential(self) -> bool:
+        """Whether weights are exp(s): a masked score of -inf needs no second mask."""
+        n = self.attend.normaliser
+        return n.psi is not None and is_exponential(n.phi) and is_exponential(n.psi)
+
+    def capture_dtype(self, name: str) -> t.Dtype:
+        """The element type of a captured, tabulated or derived tensor."""
+        dtypes = dict(self.variant.captured)
+        source = {x.name: x.source for x in self.attend.tables}.get(name, name)
+        return dtypes.get(source, "i32")
+
+
+@dataclass(frozen=True, slots=True)
+class Guards:
+    """Which lanes of the two axes may lie outside: the program's own tile always, the loop's in partial tiles."""
+
+    row: Expr = TRUE
+    key: Expr = TRUE
+
+
+class Stream:
+    """A streaming kernel under construction. `order` is the register order of score tiles."""
+
+    def __init__(self, p: Problem, order: tuple[str, ...]) -> None:
+        self.p = p
+        self.b = Builder(p.real, order, self._read)
+        self.guards = Guards()
+        self.row = ivar("r")
+        self.split = {"d": channels(p.variant.D, p.variant), "e": channels(p.variant.E, p.variant)}
+        self.tensors: dict[str, None] = {}
+        for name in "BHGMN":
+            self.b.scalar(name, "int")
+        for c in p.spec.constants:
+            self.b.scalar(c.name, c.sort)
+
+    # --- positions --------------------------------------------------------------------------------------------------
+
+    def start(self, *grid: str) -> None:
+        """Declares the grid's positions, the kv head, and how far keys are ahead of rows."""
+        for name in grid:
+            self.b.scalar(name, "int")
+        if "h" in grid:
+            head = op("floordiv", h, op("floordiv", H, G))
+            self.b.bindings[g] = self.b.value(head, "g", "the kv head of this head")
+        self.shift = self.b.value(op("sub", N, M), "shift", "keys before the first query")
+        for prefix, split in self.split.items():
+            self._channels(prefix, split)
+
+    def _channels(self, prefix: str, split: Channels) -> None:
+        for n, (offset, extent, _) in enumerate(split.pieces):
+            axis = self.b.axis(f"{prefix}{n}", extent)
+            self.b.let(f"{prefix}{n}", t.Type((axis,), "i32"), t.Iota(Const(offset, "int")), "channels")
+
+    def rows(self, base: Var, extent: int) -> None:
+        """The rows of a tile from `base`, and their positions among the keys."""
+        axis = self.b.axis("i", extent)
+        self.row = self.b.let("r", t.Type((axis,), "i32"), t.Iota(base), "query rows")
+        place = op("add", self.row, self.shift)
+        self.b.bindings[i] = self.b.let("i", t.Type((axis,), "i32"), t.Map(place), "their positions among the keys")
+
+    def keys(self, base: Var, extent: int) -> None:
+        """The keys of a tile from `base`."""
+        axis = self.b.axis("j", extent)
+        self.b.bindings[j] = self.b.let("j", t.Type((axis,), "i32"), t.Iota(base), "keys")
+
+    @property
+    def key(self) -> Expr:
+        return self.b.bindings[j]
+
+    # --- memory -----------------------------------------------------------------------------------------------------
+
+    def pieces(self, prefix: str) -> tuple[tuple[Var, Expr, t.Axis], ...]:
+        """(index, guard of its real channels, axis) of each piece of a channel axis."""
+        out = []
+        for n, (offset, extent, real) in enumerate(self.split[prefix].pieces):
+            c = ivar(f"{prefix}{n}")
+            out.append((c, op("lt", c, offset + real) if real < extent else TRUE, t.Axis(c.name, extent)))
+        return tuple(out)
+
+    def matrix(self, tensor: str, prefix: str, lead: tuple[Expr, ...], at: Expr, guard: Expr) -> tuple[Var, ...]:
+        """The rows `at` of a tensor, a value per channel piece; lanes outside are 0."""
+        self.tensors[tensor] = None
+        rows = self.b.axes_of(at)
+        values = []
+        for n, (c, real, axis) in enumerate(self.pieces(prefix)):
+            load = t.Load(tensor, (*lead, at, c), conj(guard, real))
+            values.append(self.b.let(f"{tensor}{n}", t.Type((*rows, axis), self.p.variant.dtype), load))
+        return tuple(values)
+
+    def store_matrix(
+        self, tensor: str, prefix: str, lead: tuple[Expr, ...], at: Expr, guard: Expr, parts: tuple[Var, ...]
+    ) -> None:
+        """Casts the pieces of a result to the tensor's dtype and stores them."""
+        self.tensors[tensor] = None
+        for (c, real, _), part in zip(self.pieces(prefix), parts, strict=True):
+            self.b.add(t.Store(tensor, (*lead, at, c), self.cast(part, self.p.variant.dtype).name, conj(guard, real)))
+
+    def stat(self, tensor: str, hint: str) -> Var:
+        """One number per row of a [B, H, M] tensor."""
+        self.tensors[tensor] = None
+        return self.b.load(hint, self.p.real, t.Load(tensor, (b, self.head(), self.row), self.guards.row), "real")
+
+    def head(self) -> Expr:
+        return self.b.bindings.get(h, h)
+
+    def kv_head(self) -> Expr:
+        return self.b.bindings.get(g, g)
+
+    def store_stat(self, tensor: str, value: Var) -> None:
+        """Stores one number per row to a [B, H, M] tensor."""
+        self.tensors[tensor] = None
+        self.b.add(t.Store(tensor, (b, self.head(), self.row), value.name, self.guards.row))
+
+    def body(self) -> tuple[t.Stmt, ...]:
+        """The kernel's statements."""
+        return tuple(self.b.scope.statements)
+
+    def scalars(self) -> tuple[str, ...]:
+        """Every size and the constants that the body reads."""
+        return ("B", "H", "G", "M", "N", *(c.name for c in self.p.spec.constants))
+
+    def cast(self, value: Var, dtype: t.Dtype) -> Var:
+        type = self.b.type_of(value.name)
+        if type.dtype == dtype:
+            return value
+        depth = self.b.depth(value)
+        return self.b.let(f"{value.name}_{dtype}", t.Type(type.axes, dtype), t.Cast(value.name), depth=depth)
+
+    def _read(self, builder: Builder, e: Atom) -> Expr:
+        """A captured tensor's read, guarded along the axes that its index moves with."""
+        assert isinstance(e, Load), e
+        self.tensors[e.tensor] = None
+        param = self.p.params.get(e.tensor)
+        index: list[Expr] = []
+        guards: list[Expr] = []
+        for n, at in enumerate(e.index):
+            axis = param.axes[n].index if param is not None else ""
+            index.append(self.row if axis == "m" and at is i else builder.value(at, "at"))
+            if at is i and axis != "m":
+                guards.append(op("le", 0, at))
+                guards.append(op("lt", at, N))
+        names = frozenset(v for at in e.index for v in free_vars(at))
+        guards += [self.guards.row] if "i" in names else []
+        guards += [self.guards.key] if "j" in names else []
+        guard = builder.lower(conj(*guards))
+        dtype = self.p.capture_dtype(e.tensor)
+        value = builder.load(e.tensor, dtype, t.Load(e.tensor, tuple(index), guard), e.sort)
+        return self._widened(value) if e.sort == "real" else value
+
+    def _widened(self, value: Var) -> Var:
+        wide = self.b.widened.get(value.name)
+        if wide is None:
+            wide = self.cast(value, self.p.real)
+            self.b.widened[value.name] = wide
+        return wide
+
+    # --- scores -----------------------------------------------------------------------------------------------------
+
+    def product(self, left: tuple[Var, ...], right: tuple[Var, ...], hint: str, prefix: str) -> Var:
+        """The score-shaped sum over channel pieces of left @ right."""
+        total = ""
+        for n, (x, y) in enumerate(zip(left, right, strict=True)):
+            dot = t.Dot(x.name, y.name, f"{prefix}{n}", total or None, self.p.variant.precision)
+            total = self.b.let(hint, self.b.over("i", "j"), dot).name
+        return Var(total, "real")
+
+    def accumulate(
+        self, acc: tuple[Var, ...], left: Var, right: tuple[Var, ...], axis: str, hint: str
+    ) -> tuple[Var, ...]:
+        """acc + left @ right over `axis`, piece by piece; `left` is rounded to the inputs' dtype."""
+        narrow = self.cast(left, self.p.variant.dtype)
+        out = []
+        for a, y in zip(acc, right, strict=True):
+            dot = t.Dot(narrow.name, y.name, axis, a.name, self.p.variant.precision)
+            out.append(self.b.let(hint, self.b.type_of(a.name), dot))
+        return tuple(out)
+
+    def zeros(self, hint: str, axis: str, prefix: str) -> tuple[Var, ...]:
+        """An accumulator per channel piece."""
+        row = self.b.axis(axis, self.b.extent(axis))
+        out = []
+        for n, (_, _, piece) in enumerate(self.pieces(prefix)):
+            out.append(self.b.let(f"{hint}{n}", t.Type((row, piece), self.p.real), t.Full(ZERO)))
+        return tuple(out)
+
+    def scores(self, qk: Var) -> Expr:
+        """Binds the product; the score as an expression of it, in natural units."""
+        self.b.bindings[self.p.attend.product] = qk
+        return self.p.attend.score
+
+    def allowed(self, mask: Expr, *ends: Expr) -> Expr:
+        """The predicate of a partial tile: the mask, and the ends of the axes that can be passed."""
+        return self.b.lower(conj(mask, *ends))
+
+    def log_score(self, score: Expr, allowed: Expr | None) -> Var:
+        """x = log2(e) * score, -inf where a pair is not allowed."""
+        x = self.b.value(scale(score, LOG2E), "x", "the score in base two")
+        return x if allowed is None else self.b.value(op("where", allowed, x, NEVER), "x")
+
+    def weight(self, f: Expr, x: Var, shift: Expr, allowed: Expr | None, hint: str) -> Var:
+        """f, a function of s, divided by exp(shift); 0 where a pair is not allowed."""
+        shifted = substitute(streamed(f), {X: x, SHIFT: shift})
+        if allowed is not None and not self.p.exponential:
+            shifted = op("where", allowed, shifted, ZERO)
+        return self.b.value(shifted, hint)
+
+    def plain(self, f: Expr, score: Expr, allowed: Expr | None, hint: str) -> Var:
+        """f(s) itself; 0 where a pair is not allowed."""
+        value = substitute(f, {S: score})
+        return self.b.value(value if allowed is None else op("where", allowed, value, ZERO), hint)
+
+    # --- loops ------------------------------------------------------------------------------------------------------
+
+    def walk(
+        self, visits: Visits, index: str, axis: str, state: tuple[Var, ...], body: Body, note: str, stages: int = 1
+    ) -> tuple[Var, ...]:
+        """Both loops over the visited tiles: `body(masked, base, state)` gives the new state."""
+        for masked, ranges in ((True, visits.partial), (False, visits.full)):
+            if ranges is None or not ranges.pieces:
+                continue
+            what = "tiles that need the mask" if masked else "tiles inside the mask"
+            state = self.loop(ranges, index, axis, state, partial(body, masked), f"{note}: {what}", stages)
+        return state
+
+    def loop(
+        self,
+        over: t.Ranges | t.Count,
+        index: str,
+        axis: str,
+        state: tuple[Var, ...],
+        body: Turn,
+        note: str,
+        stages: int = 2,
+    ) -> tuple[Var, ...]:
+        """One loop with `state` carried."""
+        with self.b.inner() as scope:
+            carried, names = [], []
+            for v in state:
+                c, name = self.b.carry(v.name.split("_")[0], v, scope.depth)
+                carried.append(c)
+                names.append(name)
+            base = self.b.loop_index(index)
+            new = body(base, tuple(names))
+            self.b.add(t.Yield(tuple(v.name for v in new)))
+        self.b.add(t.For(base.name, over, tuple(carried), tuple(scope.statements), axis, "any", stages, note))
+        return self.b.leave(tuple(carried))
+
+
+Body = Callable[[bool, Var, tuple[Var, ...]], tuple[Var, ...]]
+Turn = Callable[[Var, tuple[Var, ...]], tuple[Var, ...]]
+
+
+def varies(e: Expr) -> bool:
+    """Whether an expression of the Spec IR depends on the query, the key or their product."""
+    return any(isinstance(n, Contract) or n in (i, j) for n in walk(e))

@@ -1,0 +1,257 @@
+"""The backward kernels.
+
+With w = phi(s)/Z, dP = dO V^T and delta = rowsum(dO * O), for every ratio normaliser
+
+    dS = (phi'(s) dP - psi'(s) (delta - dlse)) / Z        dz = -(delta - dlse) / Z
+
+and dS is multiplied by the score's derivative on the way to q, k and every captured tensor. `delta_kernel` prepares
+one number per row; `keys_kernel` owns a tile of keys (dK, dV); `queries_kernel` owns a tile of queries (dQ).
+Scores are laid out key by query in the first, query by key in the second, so that no product is ever transposed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attncc.expr.build import op
+from attncc.expr.nodes import Const, Expr, Var
+from attncc.ir.nodes import S
+from attncc.passes.differentiate import derivative
+from attncc.passes.simplify import simplify
+from attncc.passes.stream import LOG2E
+from attncc.schedule.captured import Capture, split_coefficient
+from attncc.schedule.config import Tiles
+from attncc.schedule.monotone import direction
+from attncc.schedule.ranges import Cut, Rows, visits
+from attncc.schedule.stream import NEVER, ZERO, B, G, Guards, H, M, N, Problem, Stream, b, g, h
+from attncc.schedule.stream_forward import row_grid, row_program
+from attncc.tile import nodes as t
+
+
+@dataclass(frozen=True, slots=True)
+class RowData:
+    """What a tile of queries brings to the backward: values per channel piece, and numbers per row."""
+
+    q: tuple[Var, ...]
+    d_out: tuple[Var, ...]
+    lse: Var | None
+    delta: Var | None
+
+
+def delta_kernel(p: Problem, tiles: Tiles, of_z: tuple[Capture, ...]) -> t.Kernel:
+    """delta - dlse for every row, and the gradients of what z reads."""
+    k = Stream(p, ("i", "j"))
+    row_program(k, Tiles(tiles.rows, 16, tiles.config))
+    guard = k.guards.row
+    total: Var | None = None
+    for o, d in zip(
+        k.matrix("out", "e", (b, h), k.row, guard), k.matrix("d_out", "e", (b, h), k.row, guard), strict=True
+    ):
+        both = op("mul", k.cast(o, p.real), k.cast(d, p.real))
+        axis = k.b.type_of(o.name).axes[1].name
+        part = k.b.let("delta", k.b.over("i"), t.Reduce("sum", k.b.value(both, "o_do").name, axis))
+        total = part if total is None else k.b.value(op("add", total, part), "delta")
+    assert total is not None
+    if p.variant.lse_gradient:
+        total = k.b.value(op("sub", total, k.stat("d_lse", "d_lse")), "delta", "less the gradient of lse")
+    k.store_stat("delta", total)
+    for c in of_z:
+        f = k.weight(c.factor, total, _log_z(k), None, "dz")
+        share = op("where", op("eq", k.stat("lse", "lse"), NEVER), ZERO, op("neg", op("mul", f, total)))
+        _store_rows(k, c, k.b.value(share, "share"), tiles.rows)
+    return t.Kernel("delta", row_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
+
+
+def _log_z(k: Stream) -> Var:
+    """log2 Z per row, 0 where a row has no key."""
+    lse = k.stat("lse", "lse")
+    return k.b.value(op("where", op("eq", lse, NEVER), ZERO, op("mul", lse, LOG2E)), "log_z", "log2 of Z")
+
+
+def _row_data(k: Stream) -> RowData:
+    guard, head = k.guards.row, k.head()
+    q = k.matrix("q", "d", (b, head), k.row, guard)
+    d_out = k.matrix("d_out", "e", (b, head), k.row, guard)
+    if not k.p.normalised:
+        return RowData(q, d_out, None, None)
+    return RowData(q, d_out, _log_z(k), k.stat("delta", "delta"))
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One tile of pairs: the weights and the score's gradient."""
+
+    w: Var
+    ds: Var
+
+
+def _pair(k: Stream, rows: RowData, s: Var, dp: Var, allowed: Expr | None) -> Pair:
+    """w and dS from the recomputed product s and from dP."""
+    n = k.p.attend.normaliser
+    score = k.scores(s)
+    d_phi = derivative(n.phi, S)
+    if n.psi is None:
+        w = k.plain(n.phi, score, allowed, "w")
+        return Pair(w, k.b.value(op("mul", k.plain(d_phi, score, allowed, "slope"), dp), "ds"))
+    assert rows.lse is not None and rows.delta is not None
+    x = k.log_score(score, allowed)
+    w = k.weight(n.phi, x, rows.lse, allowed, "w")
+    if k.p.exponential:
+        return Pair(w, k.b.value(op("mul", w, op("sub", dp, rows.delta)), "ds"))
+    phi = k.weight(d_phi, x, rows.lse, allowed, "d_phi")
+    psi = k.weight(derivative(n.psi, S), x, rows.lse, allowed, "d_psi")
+    return Pair(w, k.b.value(op("sub", op("mul", phi, dp), op("mul", psi, rows.delta)), "ds"))
+
+
+def _product_gradient(k: Stream, ds: Var) -> tuple[Expr | None, Var]:
+    """(a factor for the sum's end, the gradient of q @ k without it)."""
+    factor, rest = split_coefficient(derivative(k.p.attend.score, k.p.attend.product))
+    return factor, ds if rest is None else k.b.value(op("mul", ds, rest), "dqk")
+
+
+def _share(k: Stream, c: Capture, ds: Var) -> Var:
+    """What the tile's pairs add to a capture, its coefficient left out."""
+    _, rest = split_coefficient(c.factor)
+    return ds if rest is None else k.b.value(op("mul", ds, rest), "share")
+
+
+def _scaled(k: Stream, value: Var, factor: Expr | None, hint: str) -> Var:
+    return value if factor is None else k.b.value(op("mul", value, factor), hint)
+
+
+# --- dQ -------------------------------------------------------------------------------------------------------------
+
+
+def queries_kernel(p: Problem, tiles: Tiles, wanted: bool, found: tuple[Capture, ...]) -> t.Kernel:
+    """dQ (where wanted) and the captures that lack j or have both indices."""
+    k = Stream(p, ("i", "j"))
+    rows = row_program(k, tiles)
+    data = _row_data(k)
+    seen = visits(k.b, p.by_row, rows, Cut(tiles.keys, N, Const(0, "int")))
+    summed = tuple(c for c in found if c.place in ("tile", "row"))
+    dq = k.zeros("dq", "i", "d") if wanted else ()
+    sums = tuple(k.b.let("sum", k.b.over("i"), t.Full(ZERO), f"for {c.load.tensor}") for c in summed)
+
+    def turn(masked: bool, j0: Var, state: tuple[Var, ...]) -> tuple[Var, ...]:
+        k.keys(j0, tiles.keys)
+        inside = op("lt", k.key, N)
+        k.guards = Guards(k.guards.row, inside if masked else Guards().key)
+        keys = k.matrix("k", "d", (b, k.kv_head()), k.key, k.guards.key)
+        values = k.matrix("v", "e", (b, k.kv_head()), k.key, k.guards.key)
+        s, dp = k.product(data.q, keys, "s", "d"), k.product(data.d_out, values, "dp", "e")
+        pair = _pair(k, data, s, dp, k.allowed(p.by_row.mask, k.guards.key) if masked else None)
+        new: tuple[Var, ...] = ()
+        if wanted:
+            new = k.accumulate(state[: len(dq)], _product_gradient(k, pair.ds)[1], keys, "j", "dq")
+        for c, total in zip(summed, state[len(dq) :], strict=True):
+            part = k.b.let("part", k.b.over("i"), t.Reduce("sum", _share(k, c, pair.ds).name, "j"))
+            new += (k.b.value(op("add", total, part), "sum"),)
+        for c in found:
+            if c.place == "pair":
+                _add_pairs(k, c, pair.ds)
+        return new
+
+    final = k.walk(seen, "j0", "j", (*dq, *sums), turn, "keys", tiles.config.stages)
+    k.guards = Guards(row=k.guards.row)
+    if wanted:
+        factor = split_coefficient(derivative(p.attend.score, p.attend.product))[0]
+        done = tuple(_scaled(k, v, factor, "dq") for v in final[: len(dq)])
+        k.store_matrix("d_q", "d", (b, h), k.row, k.guards.row, done)
+    for c, total in zip(summed, final[len(dq) :], strict=True):
+        _store_rows(k, c, _scaled(k, total, split_coefficient(c.factor)[0], "sum"), tiles.rows)
+    return t.Kernel("queries", row_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
+
+
+def _store_rows(k: Stream, c: Capture, per_row: Var, tile: int) -> None:
+    """Stores a capture's row sums, or their sum over the tile's valid rows."""
+    k.tensors[c.buffer] = None
+    if c.place == "row":
+        k.b.add(t.Store(c.buffer, (b, h, k.row), per_row.name, k.guards.row))
+        return
+    valid = k.b.value(op("where", k.guards.row, per_row, ZERO), "share")
+    total = k.b.let("total", t.Type((), k.p.real), t.Reduce("sum", valid.name, "i"))
+    number = op("floordiv", Var("i0", "int"), tile)
+    k.b.add(t.Store(c.buffer, (b, h, k.b.value(number, "tile")), total.name))
+
+
+def _add_pairs(k: Stream, c: Capture, ds: Var) -> None:
+    """Adds a tile's gradient where the read's own index points."""
+    k.tensors[c.buffer] = None
+    factor, _ = split_coefficient(c.factor)
+    share = _scaled(k, _share(k, c, ds), factor, "share")
+    index = []
+    for n, at in enumerate(c.load.index):
+        param = k.p.params.get(c.load.tensor)
+        at_row = param is not None and param.axes[n].index == "m"
+        index.append(k.row if at_row else k.b.value(at, "at"))
+    guard = k.b.lower(op("and", k.guards.row, op("lt", k.key, N)))
+    k.b.add(t.ReduceAdd(c.buffer, tuple(index), share.name, "atomic", guard))
+
+
+# --- dK, dV ---------------------------------------------------------------------------------------------------------
+
+
+def keys_kernel(p: Problem, tiles: Tiles, wanted: frozenset[str], found: tuple[Capture, ...]) -> t.Kernel:
+    """dK and dV (where wanted), summed over the heads that share them, and the captures of j alone."""
+    k = Stream(p, ("j", "i"))
+    k.start("j0", "g", "b")
+    j0 = Var("j0", "int")
+    k.keys(j0, tiles.keys)
+    k.b.axis("i", tiles.rows)
+    own = op("lt", k.key, N)
+    k.guards = Guards(key=own)
+    keys = k.matrix("k", "d", (b, g), k.key, own)
+    values = k.matrix("v", "e", (b, g), k.key, own)
+    dk = k.zeros("dk", "j", "d") if "k" in wanted else ()
+    dv = k.zeros("dv", "j", "e") if "v" in wanted else ()
+    last = op("sub", op("min", op("add", j0, tiles.keys), N), 1)
+    rows = Rows("j", j0, last, own, "j")
+
+    def head(number: Var, state: tuple[Var, ...]) -> tuple[Var, ...]:
+        group = op("floordiv", H, G)
+        k.b.bindings[h] = k.b.value(op("add", op("mul", g, group), number), "h")
+        sums = tuple(k.b.let("sum", k.b.over("j"), t.Full(ZERO), f"for {c.load.tensor}") for c in found)
+        seen = visits(k.b, p.by_key, rows, Cut(tiles.rows, M, k.shift))
+        final = k.walk(seen, "i0", "i", (*state, *sums), turn, "queries", tiles.config.stages)
+        for c, total in zip(found, final[len(state) :], strict=True):
+            k.tensors[c.buffer] = None
+            done = _scaled(k, total, split_coefficient(c.factor)[0], "sum")
+            k.b.add(t.Store(c.buffer, (b, k.head(), k.key), done.name, own))
+        return final[: len(state)]
+
+    def turn(masked: bool, i0: Var, state: tuple[Var, ...]) -> tuple[Var, ...]:
+        k.rows(i0, tiles.rows)
+        inside = op("lt", k.row, M)
+        k.guards = Guards(inside if masked else Guards().row, own)
+        data = _row_data(k)
+        s, dp = k.product(keys, data.q, "s", "d"), k.product(values, data.d_out, "dp", "e")
+        pair = _pair(k, data, s, dp, k.allowed(p.by_key.mask, inside) if masked else None)
+        new: tuple[Var, ...] = ()
+        if dk:
+            new += k.accumulate(state[: len(dk)], _product_gradient(k, pair.ds)[1], data.q, "i", "dk")
+        if dv:
+            new += k.accumulate(state[len(dk) : len(dk) + len(dv)], pair.w, data.d_out, "i", "dv")
+        for c, total in zip(found, state[len(dk) + len(dv) :], strict=True):
+            part = k.b.let("part", k.b.over("j"), t.Reduce("sum", _share(k, c, pair.ds).name, "i"))
+            new += (k.b.value(op("add", total, part), "sum"),)
+        return new
+
+    heads = t.Count(Const(0, "int"), k.b.value(simplify(op("floordiv", H, G)), "group"))
+    final = k.loop(heads, "n", "", (*dk, *dv), head, "heads that share the keys")
+    if dk:
+        factor = split_coefficient(derivative(p.attend.score, p.attend.product))[0]
+        k.store_matrix("d_k", "d", (b, g), k.key, own, tuple(_scaled(k, v, factor, "dk") for v in final[: len(dk)]))
+    if dv:
+        k.store_matrix("d_v", "e", (b, g), k.key, own, final[len(dk) :])
+    return t.Kernel("keys", key_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
+
+
+def key_grid(p: Problem, tiles: Tiles) -> tuple[t.GridAxis, ...]:
+    """Tiles of keys, then kv heads, then batches; the last tile first where most queries see it."""
+    ends = p.by_key.alternatives
+    heavy = bool(ends) and all(direction(a.upper, "j") == 1 and direction(a.lower, "j") == 0 for a in ends)
+    return (
+        t.GridAxis("j0", N, "tile", tiles.keys, "j", descending=heavy),
+        t.GridAxis("g", G, "batch"),
+        t.GridAxis("b", B, "batch"),
+    )

@@ -1,0 +1,130 @@
+"""The forward kernel: a tile of queries against the keys its mask allows.
+
+Weights are kept relative to a running maximum m of the scores, in base two; l sums psi, acc sums phi(s) v. A
+constant term z joins the sum after the last key.
+"""
+
+from __future__ import annotations
+
+from attncc.expr.build import op
+from attncc.expr.nodes import Const, Expr, Op, Var, substitute
+from attncc.passes.stream import LN2, LOG2E, SHIFT, streamed
+from attncc.schedule.config import Tiles
+from attncc.schedule.monotone import direction
+from attncc.schedule.ranges import Cut, Rows, visits
+from attncc.schedule.stream import NEVER, ZERO, B, Guards, H, M, N, Problem, Stream, b, h, j
+from attncc.tile import nodes as t
+
+
+def row_grid(p: Problem, tiles: Tiles) -> tuple[t.GridAxis, ...]:
+    """Tiles of queries, then heads, then batches; the last tile first where it sees the most keys."""
+    ends = p.by_row.alternatives
+    heavy = bool(ends) and all(direction(a.upper, "i") == 1 and direction(a.lower, "i") == 0 for a in ends)
+    return (
+        t.GridAxis("i0", M, "tile", tiles.rows, "i", descending=heavy),
+        t.GridAxis("h", H, "batch"),
+        t.GridAxis("b", B, "batch"),
+    )
+
+
+def row_program(k: Stream, tiles: Tiles) -> Rows:
+    """Starts a program that owns a tile of queries; what the bounds need to know of its rows."""
+    k.start("i0", "h", "b")
+    i0 = Var("i0", "int")
+    k.rows(i0, tiles.rows)
+    k.b.axis("j", tiles.keys)
+    k.guards = Guards(row=op("lt", k.row, M))
+    last = op("sub", op("min", op("add", i0, tiles.rows), M), 1)
+    return Rows("i", op("add", i0, k.shift), op("add", last, k.shift), k.guards.row, "i")
+
+
+def forward_kernel(p: Problem, tiles: Tiles) -> t.Kernel:
+    """out and, for normalised weights, lse."""
+    k = Stream(p, ("i", "j"))
+    rows = row_program(k, tiles)
+    q = k.matrix("q", "d", (b, h), k.row, k.guards.row)
+    seen = visits(k.b, p.by_row, rows, Cut(tiles.keys, N, Const(0, "int")))
+    acc = k.zeros("acc", "i", "e")
+    state = (*_statistics(k), *acc) if p.normalised else acc
+
+    def turn(masked: bool, j0: Var, state: tuple[Var, ...]) -> tuple[Var, ...]:
+        k.keys(j0, tiles.keys)
+        k.guards = Guards(k.guards.row, op("lt", k.key, N) if masked else Guards().key)
+        keys = k.matrix("k", "d", (b, k.kv_head()), k.key, k.guards.key)
+        score = k.scores(k.product(q, keys, "s", "d"))
+        allowed = k.allowed(p.by_row.mask, k.guards.key) if masked else None
+        if p.normalised:
+            w, statistics, rescaled = _online(k, score, allowed, state)
+        else:
+            w, statistics, rescaled = k.plain(p.attend.normaliser.phi, score, allowed, "w"), (), state
+        values = k.matrix("v", "e", (b, k.kv_head()), k.key, k.guards.key)
+        return (*statistics, *k.accumulate(rescaled, w, values, "j", "acc"))
+
+    final = k.walk(seen, "j0", "j", state, turn, "keys", tiles.config.stages)
+    k.guards = Guards(row=k.guards.row)
+    if p.normalised:
+        final = _finish(k, final[0], final[1], final[2:])
+    k.store_matrix("out", "e", (b, h), k.row, k.guards.row, final)
+    return t.Kernel("forward", row_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
+
+
+def _statistics(k: Stream) -> tuple[Var, Var]:
+    """m and l before the first key."""
+    type = k.b.over("i")
+    return k.b.let("m", type, t.Full(NEVER), "running maximum"), k.b.let("l", type, t.Full(ZERO), "running sum")
+
+
+def _sink(p: Problem) -> Expr | None:
+    """u where z = exp(u)."""
+    match p.attend.normaliser.z:
+        case Op("exp", (u,)):
+            return u
+        case _:
+            return None
+
+
+def _online(
+    k: Stream, score: Expr, allowed: Expr | None, state: tuple[Var, ...]
+) -> tuple[Var, tuple[Var, Var], tuple[Var, ...]]:
+    """One tile's weights, the new statistics, and the accumulators brought to the new maximum."""
+    m, l, *acc = state
+    n = k.p.attend.normaliser
+    assert n.psi is not None
+    x = k.log_score(score, allowed)
+    top = k.b.let("top", k.b.over("i"), t.Reduce("max", x.name, "j"))
+    m_new = k.b.value(op("max", m, top), "m")
+    anchor = m_new
+    if allowed is not None:
+        anchor = k.b.value(op("where", op("eq", m_new, NEVER), ZERO, m_new), "anchor", "finite in rows without a key")
+    w = k.weight(n.phi, x, anchor, allowed, "w")
+    psi = w if n.psi is n.phi else k.weight(n.psi, x, anchor, allowed, "psi")
+    alpha = k.b.value(op("exp2", op("sub", m, anchor)), "alpha", "what the old sums are worth now")
+    added = k.b.let("added", k.b.over("i"), t.Reduce("sum", psi.name, "j"))
+    l_new = k.b.value(op("add", op("mul", l, alpha), added), "l")
+    rescaled = tuple(k.b.value(op("mul", a, alpha), a.name.split("_")[0]) for a in acc)
+    return w, (m_new, l_new), rescaled
+
+
+def _finish(k: Stream, m: Var, l: Var, acc: tuple[Var, ...]) -> tuple[Var, ...]:
+    """acc / Z, and lse stored; a row without keys gives 0 and -inf."""
+    empty = k.b.value(op("eq", m, NEVER), "empty", "rows without a key")
+    top, total, kept = _with_constant(k, m, l, empty)
+    inverse = k.b.value(op("where", empty, ZERO, op("div", kept, total)), "inverse")
+    lse = op("mul", op("add", top, op("log2", total)), LN2)
+    k.store_stat("lse", k.b.value(op("where", empty, NEVER, lse), "lse"))
+    return tuple(k.b.value(op("mul", a, inverse), "o") for a in acc)
+
+
+def _with_constant(k: Stream, m: Var, l: Var, empty: Expr) -> tuple[Expr, Expr, Expr]:
+    """(maximum, sum, weight of what was accumulated) after z has joined the sum."""
+    z, u = k.p.attend.normaliser.z, _sink(k.p)
+    if z is None:
+        return m, l, Const(1.0, "real")
+    if u is not None:
+        own = k.b.value(op("mul", u, LOG2E), "own", "the constant term in base two")
+        top = k.b.value(op("max", m, own), "top")
+        kept = k.b.value(op("exp2", op("sub", m, top)), "kept")
+        return top, k.b.value(op("add", op("mul", l, kept), op("exp2", op("sub", own, top))), "l"), kept
+    finite = k.b.value(op("where", empty, ZERO, m), "top")
+    total = k.b.value(op("add", l, substitute(streamed(z), {SHIFT: finite})), "l", "with the constant term")
+    return finite, total, Const(1.0, "real")

@@ -1,0 +1,95 @@
+"""The streaming schedule's programs, executed by the Tile IR's interpreter, against the dense reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+
+from attncc.driver import analyse
+from attncc.ir.nodes import Spec
+from attncc.reference import evaluate
+from attncc.schedule.programs import Pair, stream
+from attncc.schedule.stream import Problem
+from attncc.schedule.variant import Target, Variant
+from attncc.tile.interpret import run_program
+from tests.support.specs import SPECS
+
+SHAPES = [(2, 4, 2, 37, 37, 16, 16), (1, 2, 1, 70, 33, 24, 40), (1, 2, 2, 20, 90, 40, 24)]
+"""B, H, G, M, N, D, E: square, more queries than keys, more keys than queries."""
+
+
+def build(spec: Spec, variant: Variant) -> Pair:
+    """The programs of one variant, without the driver's verification."""
+    unit = analyse(spec, variant.D, variant.E)
+    assert unit.attend is not None and unit.by_row is not None and unit.by_key is not None
+    return stream(Problem(unit.spec, unit.attend, unit.by_row, unit.by_key, variant))
+
+
+def captured(spec: Spec, sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
+    """Random captured tensors of `spec`."""
+    out: dict[str, torch.Tensor] = {}
+    for p in spec.params:
+        shape = [sizes[a.index] if a.index in sizes else int(getattr(a.size, "value")) for a in p.axes]
+        match p.sort:
+            case "real":
+                out[p.name] = torch.randn(shape, dtype=torch.float64) * 0.5
+            case "int":
+                out[p.name] = torch.randint(0, 3, shape).sort(-1).values
+            case "bool":
+                out[p.name] = torch.rand(shape) < 0.7
+    return out
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("target", ["triton", "torch"])
+@pytest.mark.parametrize("name", sorted(SPECS))
+def test_programs_match_the_reference(name: str, target: Target, shape: tuple[int, ...]) -> None:
+    B, H, G, M, N, D, E = shape
+    spec = SPECS[name]
+    torch.manual_seed(0)
+    tensors = {
+        "q": torch.randn(B, H, M, D, dtype=torch.float64),
+        "k": torch.randn(B, G, N, D, dtype=torch.float64),
+        "v": torch.randn(B, G, N, E, dtype=torch.float64),
+        **captured(spec, {"b": B, "h": H, "g": G, "m": M, "n": N}),
+    }
+    reals = tuple(n for n, x in tensors.items() if x.is_floating_point())
+    for n in reals:
+        tensors[n].requires_grad_()
+    constants = {c.name: 20 if c.name == "window" else c.value for c in spec.constants}
+    has_lse = "softmax" not in name and name not in ("sigmoid_attention",)
+    want = evaluate(spec, tensors, constants, return_lse=has_lse)
+    d_out = torch.randn_like(want.out)
+    d_lse = torch.randn(B, H, M, dtype=torch.float64) if has_lse else None
+    total = (want.out * d_out).sum()
+    if want.lse is not None and d_lse is not None:
+        total = total + torch.where(want.lse.isfinite(), want.lse * d_lse, 0.0).sum()
+    grads = torch.autograd.grad(total, [tensors[n] for n in reals])
+    kinds = tuple((p.name, {"real": "f64", "int": "i64", "bool": "bool"}[p.sort]) for p in spec.params)
+    variant = Variant(target, D, E, "f64", kinds, gradients=reals, lse_gradient=has_lse)  # type: ignore[arg-type]
+    pair = build(spec, variant)
+    arrays = {n: x.detach().numpy() for n, x in tensors.items()}
+    forward = run_program(pair.forward, arrays, constants)
+    _close("out", forward.outputs["out"], want.out)
+    extra = {"out": forward.outputs["out"], "d_out": d_out.numpy()}
+    if want.lse is not None and d_lse is not None:
+        _close("lse", forward.outputs["lse"], want.lse)
+        extra |= {"lse": forward.outputs["lse"], "d_lse": d_lse.numpy()}
+    assert pair.backward is not None
+    backward = run_program(pair.backward, {**arrays, **extra}, constants)
+    for n, g in zip(reals, grads, strict=True):
+        _close(f"d_{n}", backward.outputs[f"d_{n}"], g)
+
+
+def _close(name: str, got: np.ndarray, want: torch.Tensor) -> None:
+    expected = want.detach().numpy()
+    np.testing.assert_allclose(
+        got,
+        expected,
+        rtol=1e-9,
+        atol=1e-9 * max(1.0, float(np.abs(np.nan_to_num(expected, neginf=0)).max(initial=0))),
+        err_msg=name,
+    )
