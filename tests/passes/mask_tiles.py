@@ -16,6 +16,7 @@ from attncc.passes.bounds import Bounds, BoxTest, Derived, box_test
 
 Array = NDArray[Any]
 FAR = 1 << 40
+GARBAGE = 77  # what a read out of range gives
 
 OPS: dict[str, Callable[..., Any]] = {
     "add": np.add,
@@ -85,7 +86,7 @@ def value(e: Expr, world: World, i: Array, j: Array) -> Array:
                 for x, size in zip(at, array.shape, strict=True):
                     inside[node] = inside[node] & (x >= 0) & (x < size)
                 clipped = tuple(np.clip(x, 0, n - 1) for x, n in zip(at, array.shape, strict=True))
-                done[node] = array[clipped]
+                done[node] = np.where(inside[node], array[clipped], GARBAGE if sort == "int" else True)
                 if sort == "bool":
                     done[node] = done[node] & inside[node]
                     inside[node] = np.True_

@@ -84,7 +84,7 @@ def integer(r: random.Random, depth: int) -> Expr:
         return op(r.choice(("min", "max")), x, r.choice((lift(r.randint(0, 200)), integer(r, depth - 1))))
     if k < 0.86:
         return op("where", op("lt", integer(r, 0), r.randint(0, 200)), x, integer(r, depth - 1))
-    return op("abs", r.choice((x, DISTANCE)))
+    return op(r.choice(("abs", "abs", "square")), r.choice((x, DISTANCE)))
 
 
 def world(r: random.Random) -> World:

@@ -124,7 +124,7 @@ def _arithmetic(e: Expr, name: str, xs: tuple[Affine, ...]) -> Affine:
             if not b.terms and b.const:
                 return _mod(a, b.const)
         case "square", (a,):
-            return product(a, a)
+            return square(a)
         case "relu", (a,):
             return extreme("max", a, Affine())
         case "abs", (a,):
@@ -137,13 +137,26 @@ def _arithmetic(e: Expr, name: str, xs: tuple[Affine, ...]) -> Affine:
 
 
 def product(a: Affine, b: Affine) -> Affine:
-    """a * b, multiplied out."""
+    """a * b, multiplied out; a square is kept."""
     if not a.terms:
         return b.times(a.const)
     if not b.terms:
         return a.times(b.const)
+    if a == b:
+        return square(a)
     pairs = [(_times(x, y), m * n) for x, m in a.terms for y, n in b.terms]
     return collect([*pairs, *a.times(b.const).terms, *b.times(a.const).terms], a.const * b.const)
+
+
+def square(a: Affine) -> Affine:
+    """a * a; one spelling for the squares of x and -x."""
+    if not a.terms:
+        return Affine((), a.const**2)
+    return leaf(op("square", _upright(a).expr()))
+
+
+def _upright(a: Affine) -> Affine:
+    return a if a.terms[0][1] > 0 else a.times(-1)
 
 
 def _times(x: Expr, y: Expr) -> Expr:
@@ -181,7 +194,7 @@ def absolute(a: Affine) -> Affine:
         return Affine((), abs(a.const))
     if len(a.terms) == 1 and a.const == 0 and isinstance(t := a.terms[0][0], Op) and t.name == "abs":
         return Affine(((t, abs(a.terms[0][1])),))
-    return leaf(op("abs", (a if a.terms[0][1] > 0 else a.times(-1)).expr()))
+    return leaf(op("abs", _upright(a).expr()))
 
 
 def extreme(name: str, a: Affine, b: Affine) -> Affine:

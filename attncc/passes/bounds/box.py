@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from attncc.expr.build import FALSE, TRUE, conj, disj, op
 from attncc.expr.nodes import Expr, Op, Var, free_vars
 from attncc.ir.nodes import Load, Segment
-from attncc.passes.bounds.affine import Affine, affine, at_least_zero, extreme, leaf, product
+from attncc.passes.bounds.affine import Affine, affine, at_least_zero, extreme, leaf, product, square
 from attncc.passes.bounds.derived import Derived, Kind
 from attncc.passes.bounds.facts import SIZES, Facts, N
 from attncc.passes.bounds.logic import flattened, negation
@@ -140,6 +140,9 @@ class _Box:
                 return extreme(name, a, c), extreme(name, b, d)
             case "abs", [x]:
                 return _magnitude(x)
+            case "square", [x]:
+                lo, hi = _magnitude(x)
+                return square(lo), square(hi)
             case "mul", [x, y]:
                 return self.multiplied(args, x, y)
             case "floordiv", [(a, b), (c, _)] if self.fixed(args[1]) and self.facts.is_positive(args[1]):
@@ -151,9 +154,6 @@ class _Box:
 
     def multiplied(self, args: tuple[Expr, ...], x: Interval, y: Interval) -> Interval:
         a, b = args
-        if a is b:
-            lo, hi = _magnitude(x)
-            return product(lo, lo), product(hi, hi)
         if self.fixed(b):
             a, b, x, y = b, a, y, x
         if self.fixed(a) and self.facts.is_positive(a):

@@ -23,7 +23,8 @@ class Alternative:
     For one row: outside [lower, upper), or with `rows` false, the alternative is certainly false; inside
     [full_lower, full_upper), with `rows` true, it is certainly true. `exact` says that the two intervals agree and
     nothing is left over. Where nothing is certainly true, the full interval is [0, 0). `upper` may lie below `lower`:
-    the row is empty then. Where `rows` is false the bounds mean nothing, and may read out of range.
+    the row is empty then. Where `rows` is false the bounds mean nothing. A read out of range, in `rows` too, may give
+    anything: another condition makes the row false, or it does not matter.
     """
 
     lower: Expr

@@ -64,7 +64,7 @@ class Facts:
                 return (Affine() if c > 0 else affine(d) - 1,)
             case Op("floordiv", (x, d), _) if self._divides(d) and self.is_nonneg(affine(x)):
                 return (Affine() if c > 0 else affine(x),)
-            case Op("abs", _, _) if c > 0:
+            case Op("abs" | "square", _, _) if c > 0:
                 return (Affine(),)
             case Op("min", (x, y), _) if c < 0:
                 return affine(x), affine(y)

@@ -7,13 +7,14 @@ quotient beside other terms) is replaced by its extremes, which loosens `outer` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from attncc.expr.build import conj, op
 from attncc.expr.nodes import Const, Expr, Op, Var, free_vars
 from attncc.ir.nodes import Load, Segment
-from attncc.passes.bounds.affine import Affine, affine, leaf
+from attncc.passes.bounds.affine import Affine, absolute, affine, leaf
 from attncc.passes.bounds.derived import Derived, Kind
 from attncc.passes.bounds.facts import Facts
 from attncc.passes.bounds.formula import And, Bound, Formula, Opaque, Or, Row
@@ -106,6 +107,9 @@ class Isolator:
                         return affine(op("floordiv", rest.expr(), kc))
 
                     return self._solve(_sign(k, affine(x)), quotient(outer), quotient(inner), source, exact)
+            case Op("square", (x,), _) if not outer.terms and not inner.terms:
+                roots = [Affine((), _root(k, rest.const)) for rest in (outer, inner)]
+                return self._solve(_sign(k, absolute(affine(x))), roots[0], roots[1], source, exact)
             case Segment(_, at, _) if exact and abs(k) == 1:
                 return self._segment(t, at, k, outer, source)
             case _:
@@ -184,6 +188,14 @@ class Isolator:
 
 def _sign(k: int, a: Affine) -> Affine:
     return a if k > 0 else a.times(-1)
+
+
+def _root(k: int, rest: int) -> int:
+    """The constant r such that k * x*x + rest >= 0 is abs(x) + r >= 0 for k > 0, r - abs(x) >= 0 for k < 0."""
+    if k < 0:
+        return math.isqrt(rest // -k) if rest >= 0 else -1
+    least = -(rest // k)
+    return -(math.isqrt(least - 1) + 1) if least > 0 else 0
 
 
 def _bound(k: int, outer: Affine, inner: Affine, source: Expr | None) -> Bound:
