@@ -1,0 +1,65 @@
+"""attncc: a compiler for attention.
+
+    attn = attncc.compile("causal.attn")       # a path, or the text of a spec
+    o = attn(q, k, v)                          # q [B, H, M, D], k [B, G, N, D], v [B, G, N, E]
+    ref = attncc.reference("causal.attn")      # the dense truth in float64, called the same way
+
+Importing this module imports nothing heavy; torch is imported by the first call of `compile` or `reference`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from attncc.runtime.attention import Attention
+
+__all__ = ["Attention", "AttnccError", "BackendError", "CallError", "InternalError", "SpecError", "compile"]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Attention": "attncc.runtime.attention",
+    "AttnccError": "attncc.errors",
+    "BackendError": "attncc.errors",
+    "CallError": "attncc.errors",
+    "InternalError": "attncc.errors",
+    "SpecError": "attncc.errors",
+}
+
+
+def compile(
+    spec: str | PathLike[str], *, backend: str = "auto", deterministic: bool = False, **constants: int | float | bool
+) -> Attention:
+    """Compiles a spec, given by its path or as text, into a callable.
+
+    `backend` is auto (by where the tensors of a call live: CUDA takes triton, the CPU torch), triton, torch or
+    interpret. `deterministic` refuses sums whose order is not repeatable. Further keywords set the constants of the
+    spec's header. Kernels are compiled by the first call that needs them, or by `warmup`.
+    """
+    require_parts()
+    from attncc.runtime.attention import compile_spec
+
+    return compile_spec(spec, backend=backend, deterministic=deterministic, constants=constants)
+
+
+def require_parts() -> None:
+    """ImportError with the way out where this folder is not the installed package but the sources' bare one."""
+    for part in ("grammar", "codegen"):
+        if importlib.util.find_spec(f"attncc.{part}") is None:
+            raise ImportError(
+                f"attncc was imported from the source folder {__path__[0]}, where attncc.{part} is missing: "
+                "start Python from another folder, or install the sources with `pip install -e .`"
+            )
+
+
+def __getattr__(name: str) -> Any:
+    if name == "reference":
+        require_parts()
+        return importlib.import_module("attncc.reference")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'attncc' has no attribute {name!r}")

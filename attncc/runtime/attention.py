@@ -1,0 +1,295 @@
+"""The compiled callable: `attncc.compile(...)` gives an `Attention`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attncc.debug import setting
+from attncc.diagnostics import did_you_mean
+from attncc.runtime.backends import BACKENDS, mode_of, target_of
+from attncc.runtime.checks import Number, check_call, check_constants
+from attncc.runtime.family import Family, Half, Place, Which, family, place_of
+from attncc.runtime.library import Ops, register
+from attncc.runtime.mistakes import NoSingleLse, UnknownBackend
+from attncc.runtime.variants import forward_variant, layout_of
+from attncc.runtime.warmup import meta_tensors
+from attncc.schedule.variant import Layout, Variant
+
+_MEMO = 4096
+"""Calls that are remembered by their shapes before all are forgotten."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What calls with the same shapes, strides and types share."""
+
+    family: Family
+    constants: Mapping[str, Number]
+    place: Place
+    half: Half
+    picks: tuple[int, ...] | None
+    """Positions of the tensors the program takes; None where it takes all, in order."""
+    keywords: Mapping[str, Number]
+    device: int
+    """The CUDA device, -1 on the CPU."""
+    backwards: dict[tuple[Any, ...], Half] = field(default_factory=dict)
+
+    def forward(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """(out, lse), or (out,) where there is no lse."""
+        args = tensors if self.picks is None else tuple(tensors[p] for p in self.picks)
+        return self._run(self.half.function, args, self.keywords)
+
+    def backward_half(self, needs: tuple[bool, ...], with_lse: bool) -> Half:
+        """The backward that gives the gradients of the tensors at which `needs` holds."""
+        found = self.backwards.get((needs, with_lse))
+        if found is None:
+            inputs = self.family.face.inputs
+            names = tuple(n for n, need in zip(inputs, needs, strict=True) if need)
+            variant = dataclasses.replace(self.half.variant, gradients=names, lse_gradient=with_lse)
+            found = self.family.half(variant, "backward", self.place)
+            self.backwards[(needs, with_lse)] = found
+        return found
+
+    def backward(
+        self,
+        tensors: tuple[Tensor, ...],
+        out: Tensor,
+        lse: Tensor | None,
+        d_out: Tensor | None,
+        d_lse: Tensor | None,
+        needs: tuple[bool, ...],
+    ) -> list[Tensor | None]:
+        """The gradients of `tensors`, None where `needs` does not hold."""
+        half = self.backward_half(needs, d_lse is not None)
+        d_out = torch.zeros_like(out) if d_out is None else d_out
+        if self.place.mode != "torch" and layout_of(d_out) != Layout():
+            d_out = d_out.clone(memory_format=torch.contiguous_format)  # one copy is cheaper than one more variant
+        named = dict(zip(self.family.face.inputs, tensors, strict=True))
+        named |= {"out": out, "d_out": d_out}
+        if lse is not None:
+            named["lse"] = lse
+        if d_lse is not None:
+            named["d_lse"] = d_lse.contiguous()
+        args = tuple(named[n] for n in half.inputs)
+        grads = dict(zip(half.outputs, self._run(half.function, args, half.bind(self.constants)), strict=True))
+        inputs = self.family.face.inputs
+        return [grads[f"d_{n}"] if need else None for n, need in zip(inputs, needs, strict=True)]
+
+    def _run(
+        self, function: Callable[..., tuple[Tensor, ...]], args: tuple[Tensor, ...], keywords: Mapping[str, Number]
+    ) -> tuple[Tensor, ...]:
+        if self.device < 0 or self.device == torch.cuda.current_device():
+            return function(*args, **keywords)
+        with torch.cuda.device(self.device):
+            return function(*args, **keywords)
+
+
+class Attention:
+    """A compiled spec.
+
+    Call it as `attn(q, k, v, **captured)`: q [B, H, M, D], k [B, G, N, D], v [B, G, N, E] with G dividing H, any
+    strides, the captured tensors by the names and axes of the spec's header. The result is [B, H, M, E] in q's dtype
+    and layout; with `return_lse=True` the tuple (out, lse), lse [B, H, M] in float32, the natural logarithm of the
+    normaliser, -inf for a row without an allowed key. Gradients flow to q, k, v and every real captured tensor.
+    """
+
+    def __init__(self, compiled: Family, constants: Mapping[str, Number], backend: str) -> None:
+        self._family = compiled
+        self._backend = backend
+        self._plans: dict[tuple[Any, ...], Plan] = {}
+        self._captured = tuple(p.name for p in compiled.face.params)
+        self._lse = compiled.face.lse
+        self.constants: Mapping[str, Number] = dict(constants)
+        self.__name__ = compiled.face.name
+        self._ops: Ops = register(self)
+
+    def __repr__(self) -> str:
+        constants = "".join(f", {n}={v!r}" for n, v in self.constants.items())
+        return f"<attention {self.__name__}, backend={self._backend}{constants}>"
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, **captured: Tensor) -> Any:
+        if torch.compiler.is_compiling():
+            return self._traced(q, k, v, return_lse, captured)
+        plan, tensors = self.plan(q, k, v, captured)
+        if return_lse and not self._lse:
+            raise self._no_lse()
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            return _attend(plan, return_lse, *tensors)
+        outputs = plan.forward(tensors)
+        return (outputs[0], outputs[1]) if return_lse else outputs[0]
+
+    def plan(self, q: Any, k: Any, v: Any, captured: Mapping[str, Any]) -> tuple[Plan, tuple[Tensor, ...]]:
+        """The plan of a call and its tensors in order; CallError where they don't fit the spec."""
+        given = (q, k, v, *captured.values())
+        try:
+            key = (
+                tuple(captured),
+                torch.get_float32_matmul_precision(),
+                *((t.shape, t.stride(), t.dtype, t.device, t.data_ptr() & 15, t.layout) for t in given),
+            )
+            plan = self._plans.get(key)
+        except (AttributeError, RuntimeError):
+            key, plan = (), None
+        if plan is not None:
+            return plan, (q, k, v, *(captured[n] for n in self._captured))
+        tensors, _ = check_call(self._family.face, self.constants, q, k, v, captured)
+        plan = self._new_plan(tensors, tensors[0].device)
+        if key:
+            if len(self._plans) >= _MEMO:
+                self._plans.clear()
+            self._plans[key] = plan
+        return plan, tensors
+
+    def _new_plan(self, tensors: tuple[Tensor, ...], device: torch.device) -> Plan:
+        mode = mode_of(self._backend, device)
+        place = place_of(device, mode)
+        compiled = self._family
+        variant = forward_variant(compiled.face, tensors, target_of(mode), interpreted=mode == "interpret")
+        half = compiled.half(variant, "forward", place)
+        inputs = compiled.face.inputs
+        picks = None if half.inputs == inputs else tuple(inputs.index(n) for n in half.inputs)
+        index = -1 if device.type != "cuda" else device.index if device.index is not None else 0
+        return Plan(compiled, self.constants, place, half, picks, half.bind(self.constants), index)
+
+    def _traced(self, q: Tensor, k: Tensor, v: Tensor, return_lse: bool, captured: dict[str, Tensor]) -> Any:
+        """Under torch.compile: the registered operator."""
+        if return_lse and not self._lse:
+            raise self._no_lse()
+        if set(captured) != set(self._captured):
+            check_call(self._family.face, self.constants, q, k, v, captured)
+        tensors = (q, k, v, *[captured[n] for n in self._captured])
+        if not self._lse:
+            return self._ops.forward(*tensors)
+        out, lse = self._ops.forward(*tensors)
+        return (out, lse) if return_lse else out
+
+    def _no_lse(self) -> NoSingleLse:
+        return NoSingleLse(
+            f"{self.__name__} has no lse to return", hint="only a spec with one softmax or ratio over the keys has one"
+        )
+
+    # --- looking inside ---
+
+    @property
+    def name(self) -> str:
+        """The spec's name."""
+        return self.__name__
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of all tensors: q, k, v and the captured ones."""
+        return self._family.face.inputs
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """The variants that are loaded, forward and backward, in order of first use."""
+        return tuple(h.variant for h in self._family.halves)
+
+    @property
+    def builds(self) -> int:
+        """How many forwards and backwards were compiled in this process, not read from the disk cache."""
+        return self._family.builds
+
+    def source(self, which: Which = "forward") -> str:
+        """The printed source of the forward or backward that was used last; of a usual variant before the first."""
+        for half in reversed(self._family.halves):
+            if half.which == which:
+                return half.text
+        from attncc.runtime.printing import usual_source
+
+        return usual_source(self._family, which, self._backend)
+
+    def explain(self) -> str:
+        """What is compiled and how: a short report as text."""
+        from attncc.runtime.printing import report
+
+        return report(self._family, self.constants)
+
+    def warmup(
+        self,
+        q: Tensor | None = None,
+        k: Tensor | None = None,
+        v: Tensor | None = None,
+        *,
+        gradients: bool = True,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        **rest: Any,
+    ) -> None:
+        """Compiles what a call will need, without running it.
+
+        Either `warmup(q, k, v, **captured)` with the tensors of a call, or `warmup(B=.., H=.., N=.., D=..)` with its
+        sizes (G is H, M is N and E is D where not given), a dtype and a device. `gradients` also compiles the
+        backward: of the tensors that require one, or of all.
+        """
+        if q is not None:
+            plan, tensors = self.plan(q, k, v, rest)
+            needs = tuple(t.requires_grad for t in tensors)
+        else:
+            where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            usual = torch.float32 if where.type == "cpu" else torch.bfloat16
+            tensors = meta_tensors(self._family.face, self.constants, rest, dtype or usual)
+            if where.type == "cuda" and where.index is None:
+                where = torch.device("cuda", torch.cuda.current_device())
+            plan = self._new_plan(tensors, where)
+            needs = tuple(n in self._family.face.real for n in self.inputs)
+        halves = [plan.half]
+        if gradients and any(needs):
+            halves.append(plan.backward_half(needs, False))
+        if plan.place.mode == "cuda":
+            with torch.cuda.device(plan.device):
+                for kernel in (kernel for half in halves for kernel in half.kernels):
+                    kernel.prepare(plan.device)
+
+
+class _Attend(torch.autograd.Function):
+    """A call with gradients: saves the inputs, out and lse."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: Plan, return_lse: bool, *tensors: Tensor) -> Any:
+        outputs = plan.forward(tensors)
+        ctx.plan = plan
+        ctx.has_lse = len(outputs) > 1
+        ctx.save_for_backward(*tensors, *outputs)
+        ctx.set_materialize_grads(False)
+        return (outputs[0], outputs[1]) if return_lse else outputs[0]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None = None) -> Any:
+        needs = ctx.needs_input_grad[2:]
+        if d_out is None and d_lse is None:
+            return (None, None, *(None for _ in needs))
+        saved = ctx.saved_tensors
+        *tensors, out, lse = saved if ctx.has_lse else (*saved, None)
+        grads = ctx.plan.backward(tuple(tensors), out, lse, d_out, d_lse, tuple(needs))
+        return (None, None, *grads)
+
+
+_attend: Callable[..., Any] = _Attend.apply
+
+
+def compile_spec(
+    spec: str | os.PathLike[str], *, backend: str, deterministic: bool, constants: Mapping[str, Any]
+) -> Attention:
+    """See `attncc.compile`."""
+    if backend not in BACKENDS:
+        hint = did_you_mean(backend, BACKENDS) or f"one of {', '.join(BACKENDS)}"
+        raise UnknownBackend(f"there is no backend {backend!r}", hint=hint)
+    if backend == "auto":
+        backend = setting("ATTNCC_BACKEND")
+    compiled = family(spec, deterministic=deterministic)
+    return _attention(compiled, tuple(check_constants(compiled.face, constants).items()), backend)
+
+
+@functools.lru_cache(maxsize=256)
+def _attention(compiled: Family, constants: tuple[tuple[str, Number], ...], backend: str) -> Attention:
+    return Attention(compiled, dict(constants), backend)

@@ -1,0 +1,82 @@
+"""Which backend runs tensors of a device, and what it prints."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import assert_never
+
+import torch
+
+from attncc.runtime.family import Mode
+from attncc.runtime.mistakes import InterpreterTooLate, NoTriton, UnknownBackend, WrongDevice
+from attncc.schedule.variant import Target
+
+BACKENDS = ("auto", "triton", "torch", "interpret")
+
+
+def mode_of(backend: str, device: torch.device) -> Mode:
+    """How a call runs: `auto` goes by where its tensors live."""
+    on_gpu = device.type == "cuda"
+    match backend:
+        case "auto":
+            return _gpu_mode() if on_gpu else "torch"
+        case "torch":
+            return "torch"
+        case "triton" if on_gpu:
+            return _gpu_mode()
+        case "triton":
+            raise WrongDevice(
+                f"backend='triton' needs tensors on a GPU, and q is on {device}",
+                hint="backend='interpret' runs the same kernels on the CPU, slowly; backend='torch' is made for it",
+            )
+        case "interpret":
+            interpret()
+            return "interpret"
+        case _:
+            raise UnknownBackend(f"there is no backend {backend!r}", hint=f"one of {', '.join(BACKENDS[1:])}")
+
+
+def target_of(mode: Mode) -> Target:
+    """What is printed for a mode."""
+    match mode:
+        case "torch":
+            return "torch"
+        case "cuda" | "jit" | "interpret":
+            return "triton"
+        case _:
+            assert_never(mode)
+
+
+def interpret() -> None:
+    """Makes sure that Triton is, or will be, imported with its interpreter on."""
+    if "triton" not in sys.modules:
+        os.environ["TRITON_INTERPRET"] = "1"
+        try:
+            import triton  # noqa: F401
+        except ImportError as e:
+            raise NoTriton("backend='interpret' needs Triton", hint="install triton, or use backend='torch'") from e
+    if not _interpreting():
+        raise InterpreterTooLate(
+            "Triton was imported without its interpreter, which can't be switched on afterwards",
+            hint="set TRITON_INTERPRET=1 in the environment before Python starts",
+        )
+
+
+def _interpreting() -> bool:
+    """Whether Triton's own library functions were defined for the interpreter."""
+    from triton import language
+    from triton.runtime.interpreter import InterpretedFunction
+
+    return isinstance(language.sum, InterpretedFunction) and os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _gpu_mode() -> Mode:
+    if torch.version.hip is not None:
+        return "jit"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise InterpreterTooLate(
+            "this process runs Triton's interpreter, so it can't compile kernels for a GPU",
+            hint="unset TRITON_INTERPRET, or use backend='interpret' or 'torch'",
+        )
+    return "cuda"

@@ -1,0 +1,230 @@
+"""One spec's finite set of compiled variants: looked up in memory, then on disk, then built."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from attncc.ir.nodes import Spec
+from attncc.runtime.cache import Entry, cache, digest, sources_key
+from attncc.runtime.checks import Number
+from attncc.runtime.interface import Interface, from_data, interface_of, to_data
+from attncc.runtime.kernels import Binary, Order, compile_all, triton_version
+from attncc.runtime.mistakes import NotDeterministic
+from attncc.runtime.text import execute, host_part, keep
+from attncc.schedule.variant import Variant
+from attncc.tile.nodes import Program, ReduceAdd
+
+Which = Literal["forward", "backward"]
+Mode = Literal["torch", "cuda", "jit", "interpret"]
+"""How printed text becomes a callable: torch functions, our cubins, Triton's own JIT (ROCm), Triton's interpreter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a variant runs: the mode and, for cubins, the compute capability (90 for sm_90)."""
+
+    mode: Mode
+    capability: int = 0
+
+
+@dataclass(frozen=True)
+class Half:
+    """A callable forward or backward of one variant."""
+
+    variant: Variant
+    which: Which
+    text: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    constants: tuple[str, ...]
+    function: Callable[..., tuple[Tensor, ...]]
+    kernels: tuple[Any, ...] = ()
+    """Of mode "cuda": the launchable kernels."""
+
+    def bind(self, constants: Mapping[str, Number]) -> dict[str, Number]:
+        """The keywords of a call."""
+        return {n: constants[n] for n in self.constants}
+
+
+class Family:
+    """Everything compiled from one text. Shared by all that compile that text, whatever their constants."""
+
+    def __init__(self, key: str, face: Interface, load: Callable[[], Spec], deterministic: bool) -> None:
+        self.key = key
+        self.face = face
+        self.deterministic = deterministic
+        self.builds = 0
+        """How many halves were compiled here, not read from the cache."""
+        self._load = load
+        self._spec: Spec | None = None
+        self._halves: dict[tuple[Variant, Which, Place], Half] = {}
+        self._lock = threading.RLock()
+
+    @property
+    def spec(self) -> Spec:
+        """The spec; read again where only its interface came from the cache."""
+        if self._spec is None:
+            self._spec = self._load()
+        return self._spec
+
+    @property
+    def halves(self) -> tuple[Half, ...]:
+        """All that is loaded, in order of first use."""
+        return tuple(self._halves.values())
+
+    def half(self, variant: Variant, which: Which, place: Place) -> Half:
+        """The compiled forward or backward of `variant`."""
+        key = (variant, which, place)
+        found = self._halves.get(key)
+        if found is None:
+            with self._lock:
+                found = self._halves.get(key)
+                if found is None:
+                    found = self._halves[key] = self._obtain(variant, which, place)
+        return found
+
+    def _obtain(self, variant: Variant, which: Which, place: Place) -> Half:
+        version = "" if place.mode == "torch" else triton_version()
+        parts = [self.key, repr(variant), which, repr(place), version, str(self.deterministic)]
+        entry, built = cache().get_or_build(
+            digest("half", sources_key(), *parts), lambda: self._build(variant, which, place)
+        )
+        self.builds += built
+        half = _load_half(entry, variant, which, place, f"{self.face.name} {which} {self.key[:8]}")
+        keep(half.text, f"{self.face.name} {which} {digest(*parts)[:8]}")
+        return half
+
+    def _build(self, variant: Variant, which: Which, place: Place) -> Entry:
+        driver = importlib.import_module("attncc.driver")
+        pair = driver.programs(self.spec, variant)
+        program: Program = pair.forward if which == "forward" else pair.backward
+        if self.deterministic and _adds_atomically(program):
+            raise NotDeterministic(f"the {which} of {self.face.name} adds with atomics, in an order that may vary")
+        text: str = driver.source(pair, variant)
+        signature = importlib.import_module("attncc.codegen.signature")
+        data: dict[str, Any] = {
+            "inputs": [t.name for t in program.inputs],
+            "outputs": list(program.outputs),
+            "constants": [s.name for s in signature.constants(program)],
+        }
+        blobs = {"text": text.encode()}
+        if place.mode == "cuda":
+            functions = execute(text, f"{self.face.name} {which} {self.key[:8]}")
+            binaries = compile_all(functions, orders(program), place.capability)
+            blobs["host"] = host_part(text).encode()
+            data["kernels"] = [_binary_to_data(b) for b in binaries]
+            blobs.update({f"cubin {b.name}": b.image for b in binaries})
+        return Entry(data, blobs)
+
+
+def orders(program: Program) -> list[Order]:
+    """What to compile for `program`."""
+    signature = importlib.import_module("attncc.codegen.signature").signature
+    return [
+        Order(
+            kernel.name,
+            tuple((a.name, a.type, a.divisible) for a in signature(program, kernel)),
+            kernel.config.warps,
+            kernel.config.stages,
+        )
+        for kernel in program.kernels
+    ]
+
+
+def _adds_atomically(program: Program) -> bool:
+    def found(x: object) -> bool:
+        if isinstance(x, ReduceAdd) and x.how == "atomic":
+            return True
+        if isinstance(x, tuple):
+            return any(found(y) for y in x)
+        parts = ("body", "then", "orelse", "parts")
+        return any(found(getattr(x, p)) for p in parts if hasattr(x, p)) if dataclasses.is_dataclass(x) else False
+
+    return any(found(kernel.body) for kernel in program.kernels)
+
+
+def _binary_to_data(b: Binary) -> list[Any]:
+    return [b.name, b.entry, list(b.types), b.warps, b.shared, b.scratch]
+
+
+def _load_half(entry: Entry, variant: Variant, which: Which, place: Place, title: str) -> Half:
+    text = entry.blobs["text"].decode()
+    kernels: tuple[Any, ...] = ()
+    if place.mode == "cuda":
+        from attncc.runtime.cuda import Kernel, launch
+
+        kernels = tuple(
+            Kernel(Binary(name, start, entry.blobs[f"cubin {name}"], tuple(types), warps, shared, scratch))
+            for name, start, types, warps, shared, scratch in entry.data["kernels"]
+        )
+        names = execute(entry.blobs["host"].decode(), f"{title} host", {k.binary.name: k for k in kernels})
+        names["_launch"] = launch
+    else:
+        names = execute(text, title)
+    listed = {k: tuple(entry.data[k]) for k in ("inputs", "outputs", "constants")}
+    return Half(variant, which, text, function=names[which], kernels=kernels, **listed)
+
+
+# --- the families of this process -----------------------------------------------------------------------------------
+
+_families: dict[tuple[str, bool], Family] = {}
+_lock = threading.Lock()
+
+
+def family(spec: str | os.PathLike[str], *, deterministic: bool) -> Family:
+    """The family of a spec given by path or text. Where its interface is cached, the spec is not even parsed."""
+    text, loaded = _read(spec), None
+    if text is None:
+        loaded, source = importlib.import_module("attncc.driver").load(spec)
+        text = source.text
+    key = digest("spec", text)
+    with _lock:
+        known = _families.get((key, deterministic))
+        if known is None:
+            known = _families[(key, deterministic)] = _new_family(spec, text, key, loaded, deterministic)
+    return known
+
+
+def _new_family(spec: str | os.PathLike[str], text: str, key: str, loaded: Spec | None, deterministic: bool) -> Family:
+    def load() -> Spec:
+        if loaded is not None:
+            return loaded
+        driver = importlib.import_module("attncc.driver")
+        again: Spec
+        again, source = driver.load(spec)
+        if source.text != text:  # the file may have changed since
+            again, _ = driver.load(text)
+        return again
+
+    interface = digest("interface", sources_key(), key)
+    entry, _ = cache().get_or_build(interface, lambda: Entry(to_data(interface_of(load()))))
+    return Family(key, from_data(entry.data), load, deterministic)
+
+
+def _read(spec: str | os.PathLike[str]) -> str | None:
+    """The text of a spec that can be read without ado; None leaves it to the front end and its messages."""
+    if isinstance(spec, str) and "\n" in spec:
+        return spec
+    try:
+        path = Path(spec)
+        return path.read_bytes().decode() if path.is_file() else None
+    except (OSError, ValueError):
+        return None
+
+
+def place_of(device: torch.device, mode: Mode) -> Place:
+    """Where tensors of `device` run in `mode`."""
+    if mode != "cuda":
+        return Place(mode)
+    major, minor = torch.cuda.get_device_capability(device)
+    return Place(mode, 10 * major + minor)

@@ -1,0 +1,124 @@
+"""Triton kernels -> cubins: compiled in parallel, without Triton's own cache and its start-up cost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from attncc.debug import integer
+from attncc.runtime.mistakes import KernelFailed, NoTriton
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A kernel to compile: its printed function's name, its arguments as (name, type, divisor), its configuration."""
+
+    name: str
+    args: tuple[tuple[str, str, int], ...]
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """A compiled kernel: the image, its entry point, and what a launch must know."""
+
+    name: str
+    entry: str
+    image: bytes
+    types: tuple[str, ...]
+    warps: int
+    shared: int
+    scratch: int = 0
+    """Bytes of global scratch memory per program."""
+    ptx: str = ""
+
+
+def triton_version() -> str:
+    """Triton's version, without importing it where its package says."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        pass
+    try:
+        import triton
+    except ImportError as e:
+        raise NoTriton("this backend needs Triton", hint="install triton, or use backend='torch'") from e
+    return str(triton.__version__)
+
+
+def compile_all(functions: dict[str, Any], orders: Sequence[Order], capability: int) -> list[Binary]:
+    """The binaries of `orders` for compute capability `capability` (90 for sm_90), compiled side by side.
+
+    Threads are enough: Triton's compiler passes release the interpreter lock and ptxas is a process.
+    """
+    workers = integer("ATTNCC_WORKERS") or min(8, os.cpu_count() or 1)
+    if len(orders) < 2 or workers < 2:
+        return [compile_one(functions[o.name], o, capability) for o in orders]
+    with ThreadPoolExecutor(workers, thread_name_prefix="attncc-compile") as pool:
+        return list(pool.map(lambda o: compile_one(functions[o.name], o, capability), orders))
+
+
+def compile_one(function: Any, order: Order, capability: int) -> Binary:
+    """One kernel through Triton's stages to a cubin."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature = {name: kind for name, kind, _ in order.args}
+    attrs = {(at,): [["tt.divisibility", by]] for at, (_, _, by) in enumerate(order.args) if by > 1}
+    if tuple(function.arg_names) != tuple(signature):
+        raise KernelFailed(
+            f"kernel {order.name} takes {', '.join(function.arg_names)} and is launched with {', '.join(signature)}"
+        )
+    source = ASTSource(function, signature, {}, attrs)
+    options = {"num_warps": order.warps, "num_stages": order.stages}
+    try:
+        asm, meta = _stages(source, GPUTarget("cuda", capability, 32), options)
+    except Exception as e:
+        first = str(e).strip().splitlines()
+        raise KernelFailed(
+            f"Triton can't compile kernel {order.name} for sm_{capability}: {first[0] if first else type(e).__name__}"
+        ) from e
+    if meta.get("num_ctas", 1) != 1 or meta.get("profile_scratch_size"):
+        raise KernelFailed(f"kernel {order.name} needs a cluster launch or a profiler's scratch memory")
+    return Binary(
+        name=order.name,
+        entry=meta["name"],
+        image=asm["cubin"],
+        types=tuple(kind for _, kind, _ in order.args),
+        warps=meta.get("num_warps", order.warps),
+        shared=meta["shared"],
+        scratch=meta.get("global_scratch_size") or 0,
+        ptx=asm["ptx"],
+    )
+
+
+def _stages(source: Any, target: Any, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Every stage's text or image, and the metadata.
+
+    Triton's own driver of the stages begins by hashing its whole installation, about two seconds in each process.
+    """
+    from triton._C.libtriton import ir
+    from triton.compiler.compiler import make_backend
+
+    backend = make_backend(target)
+    parsed = backend.parse_options({**options, **source.parse_options()})
+    context = ir.context()
+    ir.load_dialects(context)
+    backend.load_dialects(context)
+    stages: dict[str, Any] = {}
+    backend.add_stages(stages, parsed, source.language)
+    module = source.make_ir(
+        target, parsed, backend.get_codegen_implementation(parsed), backend.get_module_map(), context
+    )
+    meta: dict[str, Any] = {"target": target, **parsed.__dict__}
+    asm: dict[str, Any] = {}
+    for name, stage in stages.items():
+        module = stage(module, meta)
+        asm[name] = module if isinstance(module, bytes) else str(module)
+    return asm, meta

@@ -1,0 +1,61 @@
+"""Source and reports of a family without a call."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+
+from attncc.runtime.checks import Number, describe
+from attncc.runtime.family import Family, Half, Which
+from attncc.schedule.variant import Target, Variant
+from attncc.tile.nodes import Dtype
+
+
+def usual_variant(family: Family, target: Target, dtype: Dtype | None = None, D: int = 64, E: int = 64) -> Variant:
+    """The variant of contiguous inputs that all need gradients; captured reals are f32, integers i32."""
+    kinds: dict[str, Dtype] = {"real": "f32", "int": "i32", "bool": "bool"}
+    return Variant(
+        target=target,
+        D=D,
+        E=E,
+        dtype=dtype or ("f32" if target == "torch" else "bf16"),
+        captured=tuple((p.name, kinds[p.sort]) for p in family.face.params),
+        gradients=family.face.real,
+    )
+
+
+def usual_source(family: Family, which: Which, backend: str) -> str:
+    """The printed source of the usual variant: forward alone, or with its backward."""
+    import dataclasses
+
+    import torch
+
+    gpu = backend in ("triton", "interpret") or (backend == "auto" and torch.cuda.is_available())
+    variant = usual_variant(family, "triton" if gpu else "torch")
+    if which == "forward":
+        variant = dataclasses.replace(variant, gradients=())
+    driver = importlib.import_module("attncc.driver")
+    text: str = driver.source(driver.programs(family.spec, variant), variant)
+    return text
+
+
+def report(family: Family, constants: Mapping[str, Number]) -> str:
+    """What the spec takes, and a line for each loaded forward and backward with its kernels."""
+    face = family.face
+    lines = [f"attention {face.name}"]
+    lines += [f"  constant {name} = {value!r}" for name, value in constants.items()]
+    lines += [f"  tensor   {p.name}: {describe(p)}" for p in face.params]
+    lines.append(f"  lse      {'yes' if face.lse else 'no'}")
+    for half in family.halves:
+        lines += _half_lines(half)
+    return "\n".join(lines)
+
+
+def _half_lines(half: Half) -> list[str]:
+    v = half.variant
+    flow = f"{', '.join(half.inputs)} -> {', '.join(half.outputs)}"
+    lines = [f"  {half.which:<8} {v.target} {v.dtype} D={v.D} E={v.E}: {flow}"]
+    for kernel in half.kernels:
+        b = kernel.binary
+        lines.append(f"    kernel {b.name}: {b.warps} warps, {b.shared} bytes shared, {len(b.image)} bytes of code")
+    return lines

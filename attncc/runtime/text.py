@@ -1,0 +1,62 @@
+"""Printed text -> a module's names; and its host part alone, which runs without Triton."""
+
+from __future__ import annotations
+
+import ast
+import linecache
+from pathlib import Path
+from typing import Any
+
+from attncc.debug import setting
+
+Names = dict[str, Any]
+
+
+def execute(text: str, title: str, given: Names | None = None) -> Names:
+    """Runs printed text as a module of its own and returns its names.
+
+    The text is registered under `title` with linecache, which is where tracebacks, `inspect` and Triton's JIT read
+    source: no file is needed.
+    """
+    filename = f"<attncc {title}>"
+    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
+    names: Names = {"__name__": f"attncc.printed.{title.replace(' ', '_')}", "__file__": filename}
+    names.update(given or {})
+    exec(compile(text, filename, "exec"), names)
+    return names
+
+
+def host_part(text: str) -> str:
+    """`text` without its Triton kernels, and without the import of Triton where nothing else needs it."""
+    tree = ast.parse(text)
+    body = [node for node in tree.body if not _is_kernel(node)]
+    used = {n.id for node in body for n in ast.walk(node) if isinstance(n, ast.Name)}
+    tree.body = [node for node in body if not _imports_only_triton(node, used)]
+    return ast.unparse(tree) + "\n"
+
+
+def _is_kernel(node: ast.stmt) -> bool:
+    if not isinstance(node, ast.FunctionDef):
+        return False
+    return any(n.attr == "jit" for d in node.decorator_list for n in ast.walk(d) if isinstance(n, ast.Attribute))
+
+
+def _imports_only_triton(node: ast.stmt, used: set[str]) -> bool:
+    match node:
+        case ast.Import(names=names):
+            pass
+        case ast.ImportFrom(module=str(module), names=names) if module.split(".")[0] == "triton":
+            return not any((a.asname or a.name) in used for a in names)
+        case _:
+            return False
+    triton = all(a.name.split(".")[0] == "triton" for a in names)
+    return triton and not any((a.asname or a.name.split(".")[0]) in used for a in names)
+
+
+def keep(text: str, title: str) -> None:
+    """Writes printed text where ATTNCC_KEEP asks for it."""
+    folder = setting("ATTNCC_KEEP")
+    if folder:
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / f"{title.replace(' ', '_')}.py").write_text(text)
