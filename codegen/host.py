@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from attncc.codegen.helpers import HELPERS, NEEDS
 from attncc.codegen.scalars import PRODUCT, UNARY, python_name, spell
-from attncc.codegen.signature import constants, sizes, strides, tensors
+from attncc.codegen.signature import constants, kernel_function, sizes, strides, tensors
 from attncc.codegen.tables import index_tables
 from attncc.codegen.writer import Writer
 from attncc.expr.nodes import Expr, free_vars
@@ -117,8 +117,8 @@ class _Host:
                 self.launch(self.kernels[kernel])
             case Gather(out, source, index):
                 self.gather(out, source, index)
-            case ScatterAdd(out, source, index):
-                self.scatter_add(out, source, index)
+            case ScatterAdd(out, source, index, add):
+                self.scatter_add(out, source, index, add)
             case SumAxes(out, source, axes):
                 self.sum_axes(out, source, axes)
             case FirstLast(out, source, kind):
@@ -154,11 +154,11 @@ class _Host:
                 args.extend(strides(self.tensors[name]))
         args.extend(python_name(n) for n in kernel.scalars)
         if not self.launches:
-            self.w.call(kernel.name, args)
+            self.w.call(kernel_function(kernel), args)
             return
         config = [f"warps={kernel.config.warps}", f"stages={kernel.config.stages}"]
         listed = ", ".join(args) + ("," if len(args) == 1 else "")
-        self.w.call("_launch", [kernel.name, programs_of(kernel.grid), f"({listed})", *config])
+        self.w.call("_launch", [kernel_function(kernel), programs_of(kernel.grid), f"({listed})", *config])
 
     def unpack(self, tensor: Tensor) -> None:
         """Names for a tensor's strides, before the first launch that passes them."""
@@ -177,12 +177,15 @@ class _Host:
         tail = ".contiguous()" if not _covers(index, out.axes) else ""
         self.w.line(f"{python_name(out.name)} = {full}{cast}{tail}")
 
-    def scatter_add(self, out: Tensor, source: str, index: tuple[Expr, ...]) -> None:
+    def scatter_add(self, out: Tensor, source: str, index: tuple[Expr, ...], add: bool) -> None:
         origin = self.tensors[source]
         extents = dict(zip(origin.axes, origin.extents, strict=True))
         name = python_name(out.name)
         wide = "torch.float64" if origin.dtype == "f64" else "torch.float32"
-        self.w.line(f"{name} = torch.zeros({shape(out)}, dtype={wide}, device=device)")
+        if add:
+            wide = dtype(out)
+        else:
+            self.w.line(f"{name} = torch.zeros({shape(out)}, dtype={wide}, device=device)")
         self.w.call(
             f"{name}.index_put_",
             [f"({', '.join(index_tables(index, extents))},)", f"{python_name(source)}.to({wide})", "accumulate=True"],

@@ -74,6 +74,11 @@ def signature(program: Program, kernel: Kernel) -> tuple[Arg, ...]:
     return tuple(args)
 
 
+def kernel_function(kernel: Kernel) -> str:
+    """The name a kernel is printed under: never that of a host function."""
+    return kernel.name if kernel.name.endswith("_kernel") else f"{kernel.name}_kernel"
+
+
 def scalar_type(program: Program, scalar: Scalar) -> str:
     """Integers are 32 bits; reals are as wide as the program computes."""
     if scalar.sort != "real":

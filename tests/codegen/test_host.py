@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from attncc.codegen.host import LAUNCH, helpers, print_host
 from attncc.codegen.scalars import PRODUCT, python_name, spell
-from attncc.codegen.signature import Arg, constants, signature, sizes
+from attncc.codegen.signature import Arg, constants, kernel_function, signature, sizes
 from attncc.codegen.writer import Writer
 from attncc.expr.build import ivar, lift, op, rvar
 from attncc.expr.nodes import Expr, Var
@@ -42,7 +42,7 @@ def run(program: Program, *args: torch.Tensor, **named: Any) -> tuple[torch.Tens
     print_host(w, program)
     scope: dict[str, Any] = {"torch": torch, "math": math}
     launched: list[Any] = []
-    scope.update({k.name: k.name for k in program.kernels})
+    scope.update({kernel_function(k): k.name for k in program.kernels})
     scope["_launch"] = lambda *a, **k: launched.append((*a, k))
     exec(w.text(), scope)
     result: tuple[torch.Tensor, ...] = scope[program.name](*args, **named)
@@ -137,13 +137,14 @@ def test_gather_and_its_adjoint() -> None:
     back = tensor("back", "th", (M, H))
     other = tensor("x", "n", (N,))
     index: tuple[Expr, ...] = (place, ivar("h"))
-    steps = (Gather(out, "table", index), ScatterAdd(back, "out", index))
+    twice = ScatterAdd(back, "out", index, add=True)
+    steps = (Gather(out, "table", index), ScatterAdd(back, "out", index), twice)
     program = simple(steps, "out", "back", inputs=(table, other), scalars="MHN")
     t, x = torch.randn(6, 2), torch.zeros(11)
     got, adjoint = run(program, t, x)
     rows = torch.tensor([max(n - 3, 0) // 2 for n in range(11)])
     assert torch.equal(got, t[rows].T)
-    assert torch.allclose(adjoint, torch.zeros(6, 2).index_add_(0, rows, t[rows]))
+    assert torch.allclose(adjoint, 2 * torch.zeros(6, 2).index_add_(0, rows, t[rows]))
 
 
 def test_gather_of_a_logarithm_is_exact() -> None:
