@@ -119,7 +119,7 @@ def _opened(node: Expr) -> list[tuple[Expr, int, int]]:
             return [(a, 0, 1)]
         case Op("square", (a,), "real"):
             return [(a, 2, 0)]
-        case Op("rsqrt", (a,), _):
+        case Op("rsqrt", (a,), _) if not isinstance(a, Const):
             return [(Op("sqrt", (a,), "real"), 0, 1)]
     return []
 
