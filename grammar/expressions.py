@@ -117,7 +117,7 @@ class Elaborator:
             case Row() as row:
                 return bare_row(name, row, node.span)
             case Tensor() as tensor:
-                return bare_tensor(self.scope, name, tensor, node.span)
+                return bare_tensor(name, tensor, node.span)
             case Named(value=value):
                 return value
             case Function() | None:

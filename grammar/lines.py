@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from lark import Token
 
 from attncc.diagnostics import Span
-from attncc.grammar.mistakes import BadIndent, BadNumber, TabIndent, TooDeep, Unbalanced
+from attncc.grammar.mistakes import BadIndent, BadNumber, MissingColon, TabIndent, TooDeep, Unbalanced
 
 MAX_BRACKETS = 100
 CLOSERS = {"LPAR": "RPAR", "LSQB": "RSQB", "LBRACE": "RBRACE"}
@@ -60,16 +60,33 @@ def _indent(token: Token, columns: list[int], out: list[Token]) -> None:
     if column > columns[-1]:
         opens = len(out) >= 2 and out[-1].type == "NEWLINE" and out[-2].type == "COLON"
         if not opens:
+            if line_starts(out, len(out) - 1) in ("ATTENTION", "FOR"):
+                raise missing_colon(out[-1])
             hint = "statements of a block start at the same column; an expression goes on inside brackets"
             raise BadIndent("this line is indented and no block begins here", span_of(token), hint=hint)
         columns.append(column)
         out.append(_empty("INDENT", token))
+    known = ", ".join(str(c) for c in columns)
     while column < columns[-1]:
         columns.pop()
         out.append(_empty("DEDENT", token))
     if column != columns[-1]:
-        known = ", ".join(str(c) for c in columns)
-        raise BadIndent(f"this line starts at column {column}, and the blocks above at {known}", span_of(token))
+        hint = "statements of a block start at the same column"
+        message = f"this line starts at column {column}, and the blocks above at {known}"
+        raise BadIndent(message, span_of(token), hint=hint)
+
+
+def line_starts(tokens: list[Token], index: int) -> str:
+    """The type of the first token of the logical line that `index` is in."""
+    start = index
+    while start > 0 and tokens[start - 1].type not in ("NEWLINE", "INDENT", "DEDENT"):
+        start -= 1
+    return tokens[start].type if tokens else ""
+
+
+def missing_colon(end: Token) -> MissingColon:
+    """For a header that ends in a line end."""
+    return MissingColon("this line wants a `:` at its end", span_of(end), hint="the statements follow, indented")
 
 
 def _number(token: Token, out: list[Token]) -> None:

@@ -19,7 +19,7 @@ from attncc.grammar.mistakes import (
     PlainAssignment,
     UnusedMask,
 )
-from attncc.grammar.names import ROWS, SIZE_OF, Named, Row, Scope, Tensor, define
+from attncc.grammar.names import ROWS, SIZE_OF, Named, Row, Scope, Tensor, define, refuse_cycles
 from attncc.grammar.values import CHANNELS, Value, given, rename
 from attncc.ir.nodes import Axis, ConstParam, Let, Out, Param, Rebind, Scan, Spec, Statement
 
@@ -32,6 +32,7 @@ HINTS = {
 
 def lower(file: ast.File) -> tuple[Spec, ...]:
     """Every attention of a text."""
+    refuse_cycles([p for p in file.parts if isinstance(p, ast.Def)])
     top = Scope()
     later = {p.name.id: p.name.span.line for p in file.parts if isinstance(p, ast.Def)}
     specs: list[Spec] = []

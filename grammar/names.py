@@ -160,6 +160,27 @@ class Scope:
         return UnknownFunction(f"no function is called `{name.id}`", name.span, hint=did_you_mean(name.id, known))
 
 
+def refuse_cycles(definitions: list[ast.Def]) -> None:
+    """RecursiveDef where definitions call each other in a circle."""
+    calls = {d.name.id: [n for n in walk(d.body) if isinstance(n, ast.Call)] for d in definitions}
+    done: set[str] = set()
+    for start in calls:
+        path: list[str] = []
+        stack: list[tuple[str, ast.Call | None]] = [(start, None)]
+        while stack:
+            name, call = stack.pop()
+            if not name:
+                done.add(path.pop())
+            elif name in path and call is not None:
+                circle = " calls ".join(f"`{n}`" for n in [*path[path.index(name) :], name])
+                hint = "write it without a call of itself; specs have no recursion"
+                raise RecursiveDef(circle, call.place, hint=hint)
+            elif name not in done:
+                path.append(name)
+                stack.append(("", None))
+                stack.extend((c.function, c) for c in calls[name] if c.function in calls)
+
+
 def define(scope: Scope, definition: ast.Def, later: dict[str, int]) -> None:
     """Adds a `def`; its body's names are checked here, called or not."""
     scope.refuse(definition.name)

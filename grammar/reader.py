@@ -59,7 +59,7 @@ def _accepted(tokens: list[Token]) -> frozenset[str]:
     parser = tables().parse_interactive()
     for token in tokens:
         parser.feed_token(token)
-    return frozenset(parser.accepts())
+    return frozenset(parser.accepts())  # type: ignore[no-untyped-call]
 
 
 def lex(text: str, *, comments: bool = False) -> list[Token]:

@@ -16,7 +16,7 @@ from attncc.grammar.mistakes import (
     QueryRow,
     TooManySubscripts,
 )
-from attncc.grammar.names import SIZE_OF, Named, Row, Scope, Tensor
+from attncc.grammar.names import SIZE_OF, Named, Row, Tensor
 from attncc.grammar.values import CHANNELS, Value, given, merge_sizes, rename
 from attncc.ir.nodes import Axis, Load
 
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from attncc.grammar.expressions import Elaborator
 
 POSITIONS = {"i", "j", "n"}
+SHARED = {"b", "h", "g", "i", "j", "n"}  # indices with one size in the whole spec
 
 
 def bare_row(name: str, row: Row, place: Span) -> Value:
     """q, k or v at the current indices."""
     load = Load(name, tuple(Var(a, "int") for a in row.axes), "real", place)
     channel = row.axes[-1]
-    sizes = {} if row.channels is Var(SIZE_OF[channel], "int") else {channel: row.channels}
-    return Value(load, given(row.axes), sizes)
+    return Value(load, given(row.axes), {channel: row.channels})
 
 
-def bare_tensor(scope: Scope, name: str, tensor: Tensor, place: Span) -> Value:
+def bare_tensor(name: str, tensor: Tensor, place: Span) -> Value:
     """A tensor at the indices it was declared with."""
     if tensor.offsets:
         hint = f"`segment({name}, i)` is the document of a position"
         raise NotAValue(f"`{name}` holds the ends of packed rows and is no value", place, hint=hint)
-    return _load(scope, name, tensor, [], place)
+    return _load(name, tensor, [], place)
 
 
 def subscripted(self: Elaborator, node: ast.Subscripted) -> Value:
@@ -58,7 +58,7 @@ def subscripted(self: Elaborator, node: ast.Subscripted) -> Value:
             if len(node.subscripts) > len(tensor.axes):
                 raise _too_many(base.id, tensor.axes, node)
             parts = [_subscript(self, x, a, base.id) for x, a in zip(node.subscripts, tensor.axes, strict=False)]
-            return _load(self.scope, base.id, tensor, parts, node.span)
+            return _load(base.id, tensor, parts, node.span)
         case Named() as named:
             return _named(self, base.id, named, node)
         case _:
@@ -71,7 +71,7 @@ def _too_many(name: str, axes: tuple[Axis, ...], node: ast.Subscripted) -> TooMa
     return TooManySubscripts(f"`{name}` has {shown}, and is given {len(node.subscripts)} subscripts", node.span)
 
 
-def _load(scope: Scope, name: str, tensor: Tensor, parts: list[Value], place: Span) -> Value:
+def _load(name: str, tensor: Tensor, parts: list[Value], place: Span) -> Value:
     free: set[str] = set()
     sizes: dict[str, Expr] = {}
     index: list[Expr] = []
@@ -88,7 +88,7 @@ def _load(scope: Scope, name: str, tensor: Tensor, parts: list[Value], place: Sp
             raise MissingSubscript(f"axis {number} of `{name}` has {what}", place, hint=hint)
         index.append(Var(axis.index, "int"))
         free.add(axis.index)
-        if axis.index in scope.indices and axis.size is not scope.indices[axis.index]:
+        if axis.index not in SHARED:
             merge_sizes(sizes, {axis.index: axis.size}, place)
     return Value(Load(name, tuple(index), tensor.sort, place), given(free), sizes)
 
@@ -102,6 +102,8 @@ def _subscript(self: Elaborator, node: ast.Expr | ast.Slice, axis: Axis, name: s
     value = self.integer(node, "a subscript")
     if isinstance(node, ast.Name) and node.id in SIZE_OF and value.expr is Var(node.id, "int"):
         _same_kind(node, axis.index, name)
+    if value.expr is Var(axis.index, "int") and axis.index not in SHARED:
+        return Value(value.expr, value.free, {axis.index: axis.size})
     if isinstance(value.expr, Const) and isinstance(axis.size, Const) and axis.index not in ("n", "m"):
         at, size = value.expr.value, axis.size.value
         if not 0 <= at < size:
@@ -132,7 +134,7 @@ def _slice(self: Elaborator, node: ast.Slice, index: str, size: Expr) -> Value:
             raise OutOfRange("the ends of a slice count from the start", node.span, hint="the last four are `[D - 4:]`")
     own = Var(index, "int")
     if low.expr is lift(0):
-        return Value(own, frozenset({index}), {} if high.expr is size else {index: high.expr})
+        return Value(own, frozenset({index}), {index: high.expr})
     return Value(op("add", own, low.expr), frozenset({index}), {index: op("sub", high.expr, low.expr)})
 
 
@@ -147,7 +149,7 @@ def _row(self: Elaborator, name: str, row: Row, node: ast.Subscripted) -> Value:
     else:
         hint = f"`{name}[e]` is its channel, `{name}[{', '.join(row.axes)}]` names all axes"
         raise TooManySubscripts(f"`{name}` takes one subscript, or all", node.span, hint=hint)
-    return _load(self.scope, name, Tensor("real", axes), parts, node.span)
+    return _load(name, Tensor("real", axes), parts, node.span)
 
 
 def _named(self: Elaborator, name: str, named: Named, node: ast.Subscripted) -> Value:

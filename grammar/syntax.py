@@ -5,11 +5,10 @@ from __future__ import annotations
 from lark import Token
 
 from attncc.errors import SpecError
-from attncc.grammar.lines import span_of
+from attncc.grammar.lines import line_starts, missing_colon, span_of
 from attncc.grammar.mistakes import (
     ChainedComparison,
     EqualsForComparison,
-    MissingColon,
     ReservedWord,
     SyntaxMistake,
 )
@@ -54,8 +53,8 @@ def explain(tokens: list[Token], index: int, accepts: frozenset[str]) -> SpecErr
 def _special(tokens: list[Token], index: int, last: Token | None, accepts: frozenset[str]) -> SpecError | None:
     token = tokens[index]
     place = span_of(token)
-    if token.type == "NEWLINE" and "COLON" in accepts and _line_starts(tokens, index) in ("ATTENTION", "FOR"):
-        return MissingColon("this line wants a `:` at its end", place, hint="the statements follow, indented")
+    if token.type == "NEWLINE" and "COLON" in accepts and line_starts(tokens, index) in ("ATTENTION", "FOR"):
+        return missing_colon(token)
     if token.type in ("COMPARE", "IN") and _compared(tokens, index):
         hint = "join two with `and`: `0 <= j and j <= i`"
         return ChainedComparison("comparisons do not chain", place, hint=hint)
@@ -67,14 +66,6 @@ def _special(tokens: list[Token], index: int, last: Token | None, accepts: froze
         hint = "take another name"
         return ReservedWord(f"`{token}` is a word of the language and no name", place, hint=hint)
     return None
-
-
-def _line_starts(tokens: list[Token], index: int) -> str:
-    """The type of the first token of the logical line that `index` is in."""
-    start = index
-    while start and tokens[start - 1].type not in ("NEWLINE", "INDENT", "DEDENT"):
-        start -= 1
-    return tokens[start].type
 
 
 def _compared(tokens: list[Token], index: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from attncc.expr.build import conj, op, to_real
 from attncc.expr.nodes import Const, Expr, Op, Var, rewrite, substitute, walk
@@ -83,7 +83,7 @@ def ratio_parts(phi: Expr, psi: Expr, keys: Iterable[str], named: Expr | None) -
     part that all dependence on the keys goes through.
     """
     names = frozenset(keys)
-    parts = list(walk(phi))
+    parts = list(_operands(phi))
     exponents = [n.args[0] for n in parts if isinstance(n, Op) and n.name == "exp"]
     for score in [*([named] if named is not None else []), *exponents, *parts]:
         if score.sort != "real" or not _depends(score, names):
@@ -92,6 +92,20 @@ def ratio_parts(phi: Expr, psi: Expr, keys: Iterable[str], named: Expr | None) -
         if not any(_depends(part, names) for part in new):
             return score, *new
     return None
+
+
+def _operands(e: Expr) -> Iterator[Expr]:
+    """What elementwise operations are made of, smallest first; nothing inside sums."""
+    seen: set[Expr] = set()
+    stack = [(e, False)]
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            yield node
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack.extend((a, False) for a in (node.args if isinstance(node, Op) else ()))
 
 
 def _depends(e: Expr, names: frozenset[str]) -> bool:
