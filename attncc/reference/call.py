@@ -55,7 +55,7 @@ def prepare(spec: Spec, tensors: Mapping[str, Tensor], constants: Mapping[str, N
     for param in spec.params:
         data = _typed(param.name, tensors[param.name], param.sort, dtype)
         _check_param(param, data, call, dtype)
-        call.tensors[param.name] = Stored(data, tuple(a.index for a in param.axes))
+        call.tensors[param.name] = Stored(data, tuple(a.index for a in param.axes) or ("",) * data.dim())
     return call
 
 
@@ -104,8 +104,9 @@ def _typed(name: str, data: Tensor, sort: Sort, dtype: torch.dtype) -> Tensor:
 
 
 def _check_param(param: Param, data: Tensor, call: Call, dtype: torch.dtype) -> None:
-    if data.dim() != len(param.axes):
-        axes = ", ".join(a.index or "number" for a in param.axes)
+    rank = 1 if param.offsets else len(param.axes)
+    if data.dim() != rank:
+        axes = "S + 1" if param.offsets else ", ".join(a.index or "number" for a in param.axes)
         raise WrongRank(f"{param.name} must be [{axes}], not of shape {tuple(data.shape)}")
     if param.offsets:
         return
