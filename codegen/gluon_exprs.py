@@ -83,6 +83,8 @@ Leaf = Callable[[Var], Text]
 class Speller:
     """Prints expressions whose result has `axes`; `leaf` gives the text of a Var, `known` the ranges of integers."""
 
+    forms: Mapping[str, Form] = GLUON
+
     def __init__(self, axes: tuple[str, ...], leaf: Leaf, known: Mapping[Expr, Interval]) -> None:
         self.axes, self.leaf, self.known = axes, leaf, known
 
@@ -102,7 +104,7 @@ class Speller:
                 case Op("floordiv" | "mod" as name, (a, b)):
                     done[node] = self._divide(name, a, b, done)
                 case Op(name, args):
-                    done[node] = self._apply(_form(name), [done[a] for a in args])
+                    done[node] = self._apply(self.form(name), [done[a] for a in args])
                 case _:
                     raise InternalError(f"a {type(node).__name__} is no expression of the Tile IR")
         return done[e]
@@ -141,11 +143,10 @@ class Speller:
             raise InternalError("no Gluon spelling of a division by what may be negative")
         return self._apply(form, [done[a], done[b]])
 
-
-def _form(name: str) -> Form:
-    if name not in GLUON:
-        raise InternalError(f"no Gluon spelling of {name}")
-    return GLUON[name]
+    def form(self, name: str) -> Form:
+        if name not in self.forms:
+            raise InternalError(f"no spelling of {name} inside a kernel")
+        return self.forms[name]
 
 
 def literal(value: int | float | bool) -> str:

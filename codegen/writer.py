@@ -47,6 +47,14 @@ class Writer:
         finally:
             self._depth -= 1
 
+    def deeper(self) -> None:
+        """What follows is indented by one more."""
+        self._depth += 1
+
+    def shallower(self) -> None:
+        """What follows is indented by one less."""
+        self._depth -= 1
+
     def call(self, target: str, args: list[str], tail: str = "") -> None:
         """`target(args)tail`, one argument a line where it does not fit on one."""
         flat = f"{target}({', '.join(args)}){tail}"

@@ -7,7 +7,7 @@ values, broadcast later). Equal parts are emitted once per scope.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -49,6 +49,11 @@ class Builder:
         """Loaded values that were cast to the accumulator type."""
 
     # --- names and types --------------------------------------------------------------------------------------------
+
+    def reserve(self, names: Iterable[str]) -> None:
+        """Names that mean something else in a kernel: tensors, and words of the printers."""
+        for name in names:
+            self._used[name] = 1
 
     def fresh(self, hint: str) -> str:
         """`hint`, or the first of hint_1, hint_2 ... that is free."""
@@ -170,7 +175,7 @@ class Builder:
         if not isinstance(child, Op):
             return child
         if self.depth(child) < self.depth(parent) or self.axes_of(child) != self.axes_of(parent):
-            return self._place(child, _hint(child), "")
+            return self._place(child, "c" if not self.axes_of(child) else _hint(child), "")
         return child
 
     def _place(self, body: Expr, hint: str, note: str) -> Var:
@@ -205,7 +210,7 @@ class Builder:
         return self._axes(names)
 
 
-_HINTS = {"real": "f", "lt": "in", "le": "in", "eq": "same", "and": "ok", "or": "ok", "not": "no"}
+_HINTS = {"real": "f", "lt": "inside", "le": "inside", "eq": "same", "and": "ok", "or": "ok", "not": "no"}
 
 
 def _hint(e: Op) -> str:

@@ -1,4 +1,4 @@
-"""Default tiles and warps of the streaming kernels: a table by channel size and element width, never tuned at a call."""
+"""Default tiles and warps of the streaming kernels: a table by channel size and element width; no tuning at a call."""
 
 from __future__ import annotations
 

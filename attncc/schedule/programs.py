@@ -37,7 +37,7 @@ def _forward(p: Problem) -> t.Program:
     steps: list[t.Step] = [*_prologue(p, (kernel,)), out]
     if p.normalised:
         steps.append(t.Alloc(_stat(p, "lse")))
-    steps.append(t.Launch("forward"))
+    steps.append(t.Launch("forward_kernel"))
     return t.Program("forward", _inputs(p), _scalars(p), (kernel,), tuple(steps), results)
 
 

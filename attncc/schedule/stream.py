@@ -12,7 +12,7 @@ from functools import partial
 
 from attncc.expr.build import TRUE, conj, ivar, op
 from attncc.expr.nodes import Atom, Const, Expr, Var, free_vars, substitute, walk
-from attncc.ir.nodes import S, Contract, Load, Param, Spec
+from attncc.ir.nodes import Contract, Load, Param, S, Spec
 from attncc.passes.attend import Attend
 from attncc.passes.bounds import Bounds
 from attncc.passes.simplify import scale
@@ -27,6 +27,8 @@ B, H, G, M, N = (ivar(x) for x in "BHGMN")
 b, h, g, i, j = (ivar(x) for x in "bhgij")
 NEVER = Const(float("-inf"), "real")
 ZERO = Const(0.0, "real")
+WORDS = ("rest", "tiles", "tl", "triton", "torch", "math", "gl")
+"""Names that printed kernels use for themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,10 @@ class Stream:
         self.row = ivar("r")
         self.split = {"d": channels(p.variant.D, p.variant), "e": channels(p.variant.E, p.variant)}
         self.tensors: dict[str, None] = {}
+        own = ("q", "k", "v", "out", "lse", "delta")
+        captured = (*(x.name for x in p.spec.params), *(x.name for x in p.attend.tables))
+        derived = tuple(x.name for x in (*p.by_row.aux, *p.by_key.aux))
+        self.b.reserve((*own, *captured, *derived, *(f"d_{n}" for n in (*own, *captured)), *WORDS))
         for name in "BHGMN":
             self.b.scalar(name, "int")
         for c in p.spec.constants:

@@ -59,7 +59,7 @@ def delta_kernel(p: Problem, tiles: Tiles, of_z: tuple[Capture, ...]) -> t.Kerne
         f = k.weight(c.factor, total, _log_z(k), None, "dz")
         share = op("where", op("eq", k.stat("lse", "lse"), NEVER), ZERO, op("neg", op("mul", f, total)))
         _store_rows(k, c, k.b.value(share, "share"), tiles.rows)
-    return t.Kernel("delta", row_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
+    return t.Kernel("delta_kernel", row_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
 
 
 def _log_z(k: Stream) -> Var:
@@ -159,7 +159,7 @@ def queries_kernel(p: Problem, tiles: Tiles, wanted: bool, found: tuple[Capture,
         k.store_matrix("d_q", "d", (b, h), k.row, k.guards.row, done)
     for c, total in zip(summed, final[len(dq) :], strict=True):
         _store_rows(k, c, _scaled(k, total, split_coefficient(c.factor)[0], "sum"), tiles.rows)
-    return t.Kernel("queries", row_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
+    return t.Kernel("queries_kernel", row_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
 
 
 def _store_rows(k: Stream, c: Capture, per_row: Var, tile: int) -> None:
@@ -243,7 +243,7 @@ def keys_kernel(p: Problem, tiles: Tiles, wanted: frozenset[str], found: tuple[C
         k.store_matrix("d_k", "d", (b, g), k.key, own, tuple(_scaled(k, v, factor, "dk") for v in final[: len(dk)]))
     if dv:
         k.store_matrix("d_v", "e", (b, g), k.key, own, final[len(dk) :])
-    return t.Kernel("keys", key_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
+    return t.Kernel("keys_kernel", key_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
 
 
 def key_grid(p: Problem, tiles: Tiles) -> tuple[t.GridAxis, ...]:

@@ -12,7 +12,7 @@ from attncc.passes.stream import LN2, LOG2E, SHIFT, streamed
 from attncc.schedule.config import Tiles
 from attncc.schedule.monotone import direction
 from attncc.schedule.ranges import Cut, Rows, visits
-from attncc.schedule.stream import NEVER, ZERO, B, Guards, H, M, N, Problem, Stream, b, h, j
+from attncc.schedule.stream import NEVER, ZERO, B, Guards, H, M, N, Problem, Stream, b, h
 from attncc.tile import nodes as t
 
 
@@ -65,7 +65,7 @@ def forward_kernel(p: Problem, tiles: Tiles) -> t.Kernel:
     if p.normalised:
         final = _finish(k, final[0], final[1], final[2:])
     k.store_matrix("out", "e", (b, h), k.row, k.guards.row, final)
-    return t.Kernel("forward", row_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
+    return t.Kernel("forward_kernel", row_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
 
 
 def _statistics(k: Stream) -> tuple[Var, Var]:
