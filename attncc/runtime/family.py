@@ -14,6 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from attncc.diagnostics import Source
+from attncc.errors import SpecError
 from attncc.ir.nodes import Spec
 from attncc.runtime.cache import Entry, cache, digest, sources_key
 from attncc.runtime.checks import Number
@@ -59,14 +61,14 @@ class Half:
 class Family:
     """Everything compiled from one text. Shared by all that compile that text, whatever their constants."""
 
-    def __init__(self, key: str, face: Interface, load: Callable[[], Spec], deterministic: bool) -> None:
+    def __init__(self, key: str, face: Interface, load: Callable[[], tuple[Spec, Source]], deterministic: bool) -> None:
         self.key = key
         self.face = face
         self.deterministic = deterministic
         self.builds = 0
         """How many halves were compiled here, not read from the cache."""
         self._load = load
-        self._spec: Spec | None = None
+        self._spec: tuple[Spec, Source] | None = None
         self._halves: dict[tuple[Variant, Which, Place], Half] = {}
         self._lock = threading.RLock()
 
@@ -75,7 +77,22 @@ class Family:
         """The spec; read again where only its interface came from the cache."""
         if self._spec is None:
             self._spec = self._load()
-        return self._spec
+        return self._spec[0]
+
+    def programs(self, variant: Variant) -> Any:
+        """The pair of Tile IR programs of `variant`; what is wrong with the spec is shown in its text."""
+        spec = self.spec
+        try:
+            return importlib.import_module("attncc.driver").programs(spec, variant)
+        except SpecError as error:
+            if self._spec is not None:
+                error.source = error.source or self._spec[1]
+            raise
+
+    def source(self, pair: Any, variant: Variant) -> str:
+        """The printed module of `pair`."""
+        text: str = importlib.import_module("attncc.driver").source(pair, variant, f"{self.face.name} {self.key[:8]}")
+        return text
 
     @property
     def halves(self) -> tuple[Half, ...]:
@@ -105,12 +122,11 @@ class Family:
         return half
 
     def _build(self, variant: Variant, which: Which, place: Place) -> Entry:
-        driver = importlib.import_module("attncc.driver")
-        pair = driver.programs(self.spec, variant)
+        pair = self.programs(variant)
         program: Program = pair.forward if which == "forward" else pair.backward
         if self.deterministic and _adds_atomically(program):
             raise NotDeterministic(f"the {which} of {self.face.name} adds with atomics, in an order that may vary")
-        text: str = driver.source(pair, variant)
+        text = self.source(pair, variant)
         signature = importlib.import_module("attncc.codegen.signature")
         data: dict[str, Any] = {
             "inputs": [t.name for t in program.inputs],
@@ -129,11 +145,11 @@ class Family:
 
 def orders(program: Program) -> list[Order]:
     """What to compile for `program`."""
-    signature = importlib.import_module("attncc.codegen.signature").signature
+    module = importlib.import_module("attncc.codegen.signature")
     return [
         Order(
-            kernel.name,
-            tuple((a.name, a.type, a.divisible) for a in signature(program, kernel)),
+            module.kernel_function(kernel),
+            tuple((a.name, a.type, a.divisible) for a in module.signature(program, kernel)),
             kernel.config.warps,
             kernel.config.stages,
         )
@@ -183,10 +199,11 @@ _lock = threading.Lock()
 
 def family(spec: str | os.PathLike[str], *, deterministic: bool) -> Family:
     """The family of a spec given by path or text. Where its interface is cached, the spec is not even parsed."""
-    text, loaded = _read(spec), None
+    text = _read(spec)
+    loaded: tuple[Spec, Source] | None = None
     if text is None:
-        loaded, source = importlib.import_module("attncc.driver").load(spec)
-        text = source.text
+        loaded = importlib.import_module("attncc.driver").load(spec)
+        text = loaded[1].text
     key = digest("spec", text)
     with _lock:
         known = _families.get((key, deterministic))
@@ -195,19 +212,20 @@ def family(spec: str | os.PathLike[str], *, deterministic: bool) -> Family:
     return known
 
 
-def _new_family(spec: str | os.PathLike[str], text: str, key: str, loaded: Spec | None, deterministic: bool) -> Family:
-    def load() -> Spec:
+def _new_family(
+    spec: str | os.PathLike[str], text: str, key: str, loaded: tuple[Spec, Source] | None, deterministic: bool
+) -> Family:
+    def load() -> tuple[Spec, Source]:
         if loaded is not None:
             return loaded
         driver = importlib.import_module("attncc.driver")
-        again: Spec
-        again, source = driver.load(spec)
-        if source.text != text:  # the file may have changed since
-            again, _ = driver.load(text)
+        again: tuple[Spec, Source] = driver.load(spec)
+        if again[1].text != text:  # the file may have changed since
+            again = driver.load(text)
         return again
 
     interface = digest("interface", sources_key(), key)
-    entry, _ = cache().get_or_build(interface, lambda: Entry(to_data(interface_of(load()))))
+    entry, _ = cache().get_or_build(interface, lambda: Entry(to_data(interface_of(load()[0]))))
     return Family(key, from_data(entry.data), load, deterministic)
 
 
@@ -217,7 +235,7 @@ def _read(spec: str | os.PathLike[str]) -> str | None:
         return spec
     try:
         path = Path(spec)
-        return path.read_bytes().decode() if path.is_file() else None
+        return path.read_bytes().decode("utf-8-sig") if path.is_file() else None
     except (OSError, ValueError):
         return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import dataclasses
 from collections.abc import Mapping
 
 from attncc.runtime.checks import Number, describe
@@ -26,17 +26,13 @@ def usual_variant(family: Family, target: Target, dtype: Dtype | None = None, D:
 
 def usual_source(family: Family, which: Which, backend: str) -> str:
     """The printed source of the usual variant: forward alone, or with its backward."""
-    import dataclasses
-
     import torch
 
     gpu = backend in ("triton", "interpret") or (backend == "auto" and torch.cuda.is_available())
     variant = usual_variant(family, "triton" if gpu else "torch")
     if which == "forward":
         variant = dataclasses.replace(variant, gradients=())
-    driver = importlib.import_module("attncc.driver")
-    text: str = driver.source(driver.programs(family.spec, variant), variant)
-    return text
+    return family.source(family.programs(variant), variant)
 
 
 def report(family: Family, constants: Mapping[str, Number]) -> str:
