@@ -77,6 +77,8 @@ def value(e: Expr, world: World, i: Array, j: Array) -> Array:
                 done[node] = np.asarray(env[name])
             case Op(name, args, _):
                 done[node] = OPS[name](*(done[a] for a in args))
+                if name == "where":
+                    inside[node] = np.where(done[args[0]], inside[args[1]], inside[args[2]])
                 if name in ("lt", "le", "eq", "ne"):
                     done[node] = done[node] & inside[node]
                     inside[node] = np.True_

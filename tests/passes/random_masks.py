@@ -64,7 +64,10 @@ def reading(r: random.Random) -> Expr:
     width = op("lt", op("abs", DISTANCE), Load("width", (h,), "int"))
     keep = Load("keep", (b, r.choice((i, j))), "bool")
     start = op("le", Load("start", (b, i), "int"), j)
-    return r.choice((doc, doc, segments, prefix, width, keep, start))
+    flags = op(r.choice(("eq", "ne")), keep, Load("keep", (b, at_i), "bool"))
+    before = op("where", op("le", 3, i), Load("doc", (b, op("sub", i, 3)), "int"), Load("doc", (b, i), "int"))
+    chosen = op("eq", before, Load("doc", (b, j), "int"))
+    return r.choice((doc, doc, segments, segments, prefix, width, width, keep, start, flags, chosen))
 
 
 def integer(r: random.Random, depth: int) -> Expr:

@@ -62,6 +62,10 @@ SPECS = {
     "earlier documents": lt(Segment("cu", j), Segment("cu", i)),
     "heads": lt(op("abs", op("sub", i, j)), load("width", h)),
     "previous token's document": conj(op("eq", load("doc", b, op("sub", i, 1)), load("doc", b, j)), CAUSAL),
+    "document of the last token but one": op(
+        "eq", op("where", le(2, i), load("doc", b, op("sub", i, 2)), load("doc", b, i)), load("doc", b, j)
+    ),
+    "flags alike": conj(op("eq", flag("keep", b, i), flag("keep", b, j)), CAUSAL),
     "documents of blocks": op("eq", load("doc", b, op("floordiv", i, 3)), load("doc", b, op("floordiv", j, 3))),
 }
 
@@ -148,6 +152,11 @@ class TestIntervals:
         m = {"reach": (Axis("b", ivar("B")), Axis("m", M))}
         assert keys(mask).alternatives[0].rows is le(0, i)
         assert bounds(mask, "j", "i", axes=m).alternatives[0].rows is TRUE
+
+    def test_a_read_in_a_branch_not_taken_needs_no_range(self) -> None:
+        before = op("where", le(3, i), load("doc", b, op("sub", i, 3)), 0)
+        found = keys(op("eq", before, load("doc", b, j)))
+        assert found.mask is op("eq", before, load("doc", b, j))  # 3 <= i says it all
 
     def test_many_alternatives_fold_into_eight(self) -> None:
         mask = conj(CAUSAL, disj(*(op("eq", op("mod", j, 100 + n), n) for n in range(12))))

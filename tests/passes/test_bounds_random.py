@@ -89,7 +89,7 @@ def test_random_masks_are_sound_and_tight_both_ways() -> None:
         assert all(f.tight for f in found if f.isolated)
         assert np.mean([f.isolated for f in found]) >= 0.6
         assert np.mean([f.tight_with_corners for f in found]) >= 0.95
-        assert sum(f.full_with_corners for f in found) >= 0.95 * sum(f.full_exists for f in found)
+        assert sum(f.full_with_corners for f in found) >= 0.9 * sum(f.full_exists for f in found)
 
 
 def test_the_generator_covers_what_masks_are_made_of() -> None:

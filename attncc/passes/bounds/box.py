@@ -15,7 +15,8 @@ from attncc.ir.nodes import Load, Segment
 from attncc.passes.bounds.affine import Affine, affine, at_least_zero, extreme, leaf, product, square
 from attncc.passes.bounds.derived import Derived, Kind
 from attncc.passes.bounds.facts import SIZES, Facts, N
-from attncc.passes.bounds.logic import flattened, negation
+from attncc.passes.bounds.guards import negation
+from attncc.passes.bounds.logic import flattened
 
 Interval = tuple[Affine, Affine]
 """First and last value."""
@@ -71,10 +72,17 @@ class _Box:
                 return must, _any([_all([may_c, may_a]), _all([negation(if_c), may_b])])
             case Op(("lt" | "le" | "eq" | "ne") as name, (a, b), _) if a.sort == "int":
                 return self.comparison(name, affine(b) - affine(a))
+            case Op(("eq" | "ne") as name, (a, b), _) if a.sort == "bool":
+                same, other = self.agree(self.test(a), self.test(b)), self.agree(self.test(negation(a)), self.test(b))
+                return (same, negation(other)) if name == "eq" else (other, negation(same))
             case Load(tensor, index, "bool"):
                 return self.flag(tensor, index)
             case _:
                 return UNKNOWN
+
+    def agree(self, a: Test, b: Test) -> Expr:
+        """That two conditions have the same value on the whole tile."""
+        return _any([_all([a[0], b[0]]), _all([negation(a[1]), negation(b[1])])])
 
     def flag(self, tensor: str, index: tuple[Expr, ...]) -> Test:
         """Is the next position with the flag, or the next without, beyond the tile?"""

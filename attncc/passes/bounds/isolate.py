@@ -42,6 +42,11 @@ class Isolator:
         """Whether the index stands in `e`."""
         return self.index in free_vars(e)
 
+    def split(self) -> bool:
+        """Takes one of the branches there may be; False where none is left."""
+        self.branches -= 1
+        return self.branches >= 0
+
     def at_least_zero(self, a: Affine, source: Expr) -> Formula:
         """The formula of a >= 0."""
         return self.between(a, a, source)
@@ -60,8 +65,7 @@ class Isolator:
             return Row(outer, inner, note)
         for t, k in part.terms:
             if isinstance(t, Op) and t.name in ("abs", "min", "max", "where"):
-                self.branches -= 1
-                if self.branches < 0:
+                if not self.split():
                     return Opaque(source)
                 return self._branches(t, k, part - leaf(t).times(k), outer, inner, source, exact)
         if len(part.terms) == 1:

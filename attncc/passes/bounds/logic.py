@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from attncc.expr.build import FALSE, TRUE, op
+from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Op
 from attncc.ir.nodes import Load
 from attncc.passes.bounds.affine import affine
 from attncc.passes.bounds.derived import Derived
 from attncc.passes.bounds.facts import Facts
 from attncc.passes.bounds.formula import And, Fact, Formula, Opaque, Or
-from attncc.passes.bounds.guards import Guards
+from attncc.passes.bounds.guards import Guards, negation
 from attncc.passes.bounds.isolate import Isolator
 
 
@@ -24,21 +24,6 @@ def isolated(mask: Expr, index: str, guards: Guards) -> tuple[Formula, tuple[Der
     iso = Isolator(index, guards.facts, guards, condition)
     formula = condition(mask, False)
     return formula, tuple(iso.aux), replace(guards.facts, terms=iso.reads)
-
-
-def negation(e: Expr) -> Expr:
-    """`not e`, pushed into a constant, a `not` or a comparison of integers (a NaN is neither < nor >=)."""
-    match e:
-        case Const(value, _):
-            return FALSE if value else TRUE
-        case Op("not", (x,), _):
-            return x
-        case Op(("lt" | "le") as name, (a, b), _) if a.sort == "int":
-            return op("le" if name == "lt" else "lt", b, a)
-        case Op(("eq" | "ne") as name, (a, b), _):
-            return op("ne" if name == "eq" else "eq", a, b)
-        case _:
-            return op("not", e)
 
 
 def _formula(e: Expr, negate: bool, iso: Isolator) -> Formula:
@@ -83,6 +68,9 @@ def flattened(e: Expr, name: str) -> list[Expr]:
 
 def _comparison(e: Op, iso: Isolator) -> Formula:
     a, b = e.args
+    for n, side in enumerate((a, b)):
+        if isinstance(side, Op) and side.name == "where" and iso.mentions(e) and iso.split():
+            return _chosen(e, side, n, iso)
     x, y = affine(a), affine(b)
     gap = y - x
     equality = e.name in ("eq", "ne")
@@ -101,3 +89,12 @@ def _comparison(e: Op, iso: Isolator) -> Formula:
             return And((iso.at_least_zero(gap, e), iso.at_least_zero(gap.times(-1), e)), e)
         case _:
             return Or((iso.at_least_zero(gap - 1, e), iso.at_least_zero(gap.times(-1) - 1, e)), e)
+
+
+def _chosen(e: Op, side: Op, n: int, iso: Isolator) -> Formula:
+    """where(c, x, y) == z  -->  c and x == z or not c and y == z"""
+    c, yes, no = side.args
+    rest = e.args[1 - n]
+    taken, skipped = (op(e.name, *((x, rest) if n == 0 else (rest, x))) for x in (yes, no))
+    with_c = And((_formula(c, False, iso), _formula(taken, False, iso)), e)
+    return Or((with_c, And((_formula(c, True, iso), _formula(skipped, False, iso)), e)), e)
