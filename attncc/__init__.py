@@ -14,11 +14,21 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from os import PathLike
 
     from attncc.runtime.attention import Attention
 
-__all__ = ["Attention", "AttnccError", "BackendError", "CallError", "InternalError", "SpecError", "compile"]
+__all__ = [
+    "Attention",
+    "AttnccError",
+    "BackendError",
+    "CallError",
+    "InternalError",
+    "SpecError",
+    "compile",
+    "reference",
+]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -44,6 +54,12 @@ def compile(
     from attncc.runtime.attention import compile_spec
 
     return compile_spec(spec, backend=backend, deterministic=deterministic, constants=constants)
+
+
+if TYPE_CHECKING:
+
+    def reference(spec: str | PathLike[str], **constants: int | float | bool) -> Callable[..., Any]:
+        """The dense float64 truth of a spec: `f(q, k, v, return_lse=False, **captured)`."""
 
 
 def require_parts() -> None:

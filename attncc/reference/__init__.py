@@ -6,6 +6,9 @@ normalisers and its way of reading tensors are its own.
 
 from __future__ import annotations
 
+import os
+import sys
+import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -133,3 +136,15 @@ class _Run:
 
 def _extents(scope: Scope, axes: Iterable[str]) -> dict[str, int]:
     return {a: scope.names[a].data.shape[0] for a in axes}
+
+
+class _Callable(types.ModuleType):
+    """`attncc.reference(spec, **constants)`: this module is also the function of its name."""
+
+    def __call__(self, spec: str | os.PathLike[str], **constants: Number) -> Callable[..., object]:
+        from attncc.runtime.dense import dense
+
+        return dense(spec, **constants)
+
+
+sys.modules[__name__].__class__ = _Callable
