@@ -127,7 +127,7 @@ class Speller:
         return Text(f"{t.at(CALL)}[{index}]", CALL, axes)
 
     def _divide(self, name: str, a: Expr, b: Expr, done: dict[Expr, Text]) -> Text:
-        """Floor division: the machine's where both signs are proved, shifts by powers of two, else with a correction."""
+        """Floor division: the machine's where both signs are proved, shifts by powers of two, else a correction."""
         left, right = bounds(a, self.known), bounds(b, self.known)
         if left.lo >= 0 and right.lo >= 0:
             form = infix("//" if name == "floordiv" else "%", PRODUCT)

@@ -72,8 +72,6 @@ Layout = Mma | Operand | Slice | Blocked
 Table = dict[str, Layout]
 
 
-
-
 def layouts(kernel: Kernel) -> tuple[Table, dict[str, Type]]:
     """The layout of every value with axes, and every value's type."""
     types: dict[str, Type] = {}

@@ -6,17 +6,18 @@ It knows shapes, slots and barriers, and nothing of what is computed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from textwrap import wrap
 
-from attncc.codegen.gluon_layouts import layouts
-from attncc.codegen.gluon_spelling import BITS, DTYPES, Layouts, swizzle
+from attncc.codegen.gluon_layouts import BITS, layouts
+from attncc.codegen.gluon_spelling import Layouts, swizzle
 from attncc.codegen.gluon_statements import Body, Scope
 from attncc.codegen.host import _Host, helpers, programs_of
 from attncc.codegen.scalars import python_name
-from attncc.codegen.signature import Arg, signature, sizes, strides, tensors
-from attncc.codegen.writer import Writer
+from attncc.codegen.signature import Arg, signature, sizes, tensors
+from attncc.codegen.writer import WIDTH, Writer
 from attncc.errors import InternalError
 from attncc.expr.interval import Interval
-from attncc.expr.nodes import Expr, Var
+from attncc.expr.nodes import Var
 from attncc.tile.nodes import (
     AllocBar,
     AllocShared,
@@ -59,12 +60,12 @@ def _launch(kernel, programs, args, *, warps, registers):
 """
 
 HELPERS = {
-    "_tanh": '''\
+    "_tanh": """\
 @gluon.jit
 def _tanh(x):
     asm: gl.constexpr = "tanh.approx.f32 $0, $1;"
     return gl.inline_asm_elementwise(asm, "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
-''',
+""",
 }
 
 
@@ -168,9 +169,7 @@ def _all(body: tuple[Stmt, ...]) -> list[Stmt]:
 class _KernelPrinter:
     """Prints one kernel: its partitions' functions, then the kernel that starts them."""
 
-    def __init__(
-        self, w: Writer, program: Program, kernel: Kernel, named: Layouts, triton: tuple[int, int]
-    ) -> None:
+    def __init__(self, w: Writer, program: Program, kernel: Kernel, named: Layouts, triton: tuple[int, int]) -> None:
         self.w, self.program, self.kernel = w, program, kernel
         table, types = layouts(kernel)
         self.scope = Scope(types, table, tensors(program), named, triton)
@@ -191,20 +190,26 @@ class _KernelPrinter:
         if stray:
             raise InternalError(f"kernel {self.kernel.name} uses {', '.join(sorted(stray))} without being passed it")
         integers = [a.name for a in arguments(self.program, self.kernel) if a.type in ("i32", "i64")]
-        plain = f"do_not_specialize={integers}" if integers else ""
-        self._function(self.kernel.name, args, inside, f"gluon.jit({plain})" if plain else "gluon.jit", self.kernel.note)
+        self._function(self.kernel.name, args, inside, integers, self.kernel.note)
         return self.scope.helpers
 
-    def _function(self, name: str, args: list[str], body: Writer, decorator: str, note: str = "") -> None:
-        self.w.line()
-        self.w.line()
-        self.w.call(f"@{decorator.partition('(')[0]}", [decorator.partition("(")[2][:-1]]) if "(" in decorator else (
-            self.w.line(f"@{decorator}")
-        )
-        with _deeper(self.w, name, [python_name(a) for a in args]):
+    def _function(self, name: str, args: list[str], body: Writer, integers: list[str], note: str = "") -> None:
+        """A jitted function; `integers` are arguments no compilation may depend on."""
+        w = self.w
+        w.line()
+        w.line()
+        w.line(f"@gluon.jit(do_not_specialize={integers})" if integers else "@gluon.jit")
+        names = ", ".join(python_name(a) for a in args)
+        flat = f"def {name}({names}):"
+        if len(flat) > WIDTH:
+            w.line(f"def {name}(")
+            for line in wrap(names + ",", WIDTH - 4):
+                w.line(f"    {line}")
+            flat = "):"
+        with w.block(flat):
             if note:
-                self.w.line(f'"""{note}"""')
-            self.w.lines(body.text())
+                w.line(f'"""{note}"""')
+            w.lines(body.text())
 
     def _grid(self, body: Body) -> None:
         """One program number, decoded: the first axis varies fastest."""
@@ -246,51 +251,20 @@ class _KernelPrinter:
             body = Body(inside, self.scope)
             body.statements(part.body)
             name = f"{self.kernel.name}_{part.name}"
-            self._function(name, list(body.used), inside, "gluon.jit")
-            calls.append(f"({name}, ({', '.join([outer.use(u) for u in body.used])},))")
+            self._function(name, list(body.used), inside, [])
+            calls.append((name, [outer.use(u) for u in body.used]))
         w = outer.w
-        with _called(w, "gl.warp_specialize"):
-            with _called(w, "[", "],"):
-                for c in calls:
-                    w.line(f"{c},")
-            w.line(f"{[p.warps for p in parts[1:]]},")
-            w.line(f"{[p.registers for p in parts[1:]]},")
-
-
-def _called(w: Writer, head: str, tail: str = ")") -> _Deeper:
-    return _Deeper(w, head if head.endswith("[") else f"{head}(", tail)
-
-
-def _deeper(w: Writer, name: str, args: list[str]) -> _Deeper:
-    flat = f"def {name}({', '.join(args)}):"
-    if len(flat) <= 120:
-        return _Deeper(w, flat, "")
-    w.line(f"def {name}(")
-    lines, line = [], ""
-    for a in args:
-        if len(line) + len(a) + 2 > 110:
-            lines.append(line)
-            line = ""
-        line += f"{a}, "
-    for text in [*lines, line]:
-        w.line(f"    {text.rstrip()}")
-    return _Deeper(w, "):", "")
-
-
-class _Deeper:
-    """A block between a head and a tail line."""
-
-    def __init__(self, w: Writer, head: str, tail: str) -> None:
-        self.w, self.head, self.tail = w, head, tail
-
-    def __enter__(self) -> None:
-        self.inner = self.w.block(self.head)
-        self.inner.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        self.inner.__exit__(None, None, None)
-        if self.tail:
-            self.w.line(self.tail)
+        w.line("gl.warp_specialize(")
+        w.line("    [")
+        for function, names in calls:
+            w.line(f"        ({function}, (")
+            for line in wrap(f"{', '.join(names)},", WIDTH - 16):
+                w.line(f"            {line}")
+            w.line("        )),")
+        w.line("    ],")
+        w.line(f"    {[p.warps for p in parts[1:]]},")
+        w.line(f"    {[p.registers for p in parts[1:]]},")
+        w.line(")")
 
 
 class _GluonHost(_Host):
@@ -318,6 +292,3 @@ class _GluonHost(_Host):
         listed = ", ".join(args) + ("," if len(args) == 1 else "")
         config = [f"warps={kernel.config.warps}", f"registers={kernel.config.registers or None}"]
         self.w.call("_launch", [kernel.name, programs_of(kernel.grid), f"({listed})", *config])
-
-
-__all__ = ["Box", "Expr", "arguments", "bulk_boxes", "print_gluon", "strides", "DTYPES"]

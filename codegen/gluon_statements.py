@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from attncc.codegen.gluon_exprs import Speller, Text
-from attncc.codegen.gluon_layouts import Blocked, Layout, project
+from attncc.codegen.gluon_exprs import GLUON, Speller, Text
+from attncc.codegen.gluon_layouts import Layout, Mma, Operand, project
 from attncc.codegen.gluon_spelling import DTYPES, Layouts, bulk
 from attncc.codegen.scalars import CALL, PRODUCT, SUM, python_name
 from attncc.codegen.signature import strides
@@ -14,7 +14,8 @@ from attncc.codegen.writer import Writer
 from attncc.errors import InternalError
 from attncc.expr.build import TRUE
 from attncc.expr.interval import ALL, Interval, bounds
-from attncc.expr.nodes import Const, Expr, Var, free_vars
+from attncc.expr.nodes import Const, Expr, Var, walk
+from attncc.expr.nodes import Op as Apply
 from attncc.tile.nodes import (
     AllocBar,
     AllocShared,
@@ -115,10 +116,7 @@ class Body:
         return self.speller(Type((), "i32"), None).text(e, place)
 
     def _note(self, e: Expr) -> None:
-        from attncc.expr.nodes import Op as Apply
-        from attncc.expr.nodes import walk
-
-        if any(isinstance(n, Apply) and n.name in ("tanh", "sigmoid") for n in walk(e)):
+        if any(isinstance(n, Apply) and n.name in GLUON and "_tanh(" in GLUON[n.name].text for n in walk(e)):
             self.scope.helpers.add("_tanh")
 
     # --- statements
@@ -200,8 +198,7 @@ class Body:
         shape = [1] * (rank - len(type_.axes)) + [a.extent for a in type_.axes]
         if rank == len(type_.axes):
             return self.slot(slot)
-        layout = self.scope.named.shared(type_, rank)
-        return f"{self.slot(slot)}._reinterpret({DTYPES[type_.dtype]}, {shape}, {layout})"
+        return f"{self.slot(slot)}.reshape({shape})"
 
     def corner(self, index: tuple[Expr, ...]) -> str:
         return f"[{', '.join(self.scalar(e) for e in index)}]"
@@ -212,21 +209,21 @@ class Body:
     # --- global memory
 
     def offset(self, tensor: Tensor, index: tuple[Expr, ...], at: Speller) -> Text:
-        """The element offset of `index`: 64-bit products of strides, or Horner's rule over a contiguous tensor's extents."""
+        """The element offset of `index`, in 64 bits: by strides, or by the extents of a contiguous tensor."""
         parts = [at.spell(e) for e in index]
         if tensor.strided:
             names = [self.use(s) for s in strides(tensor)]
             terms = [self._times(t, s, at) for t, s in zip(parts, names, strict=False)] + parts[len(names) :]
         else:
-            terms = self._horner(tensor, parts, at)
+            terms = self._contiguous(tensor, parts, at)
         axes = tuple(a for a in at.axes if any(a in t.axes for t in terms))
         return Text(" + ".join(at.widen(t, axes).at(SUM) for t in terms), SUM, axes)
 
     def _times(self, t: Text, stride: str, at: Speller) -> Text:
         return Text(f"{t.at(PRODUCT)} * {stride}", PRODUCT, t.axes)
 
-    def _horner(self, tensor: Tensor, parts: list[Text], at: Speller) -> list[Text]:
-        """Scalar leading indices in one 64-bit product; vectors times the extents behind them."""
+    def _contiguous(self, tensor: Tensor, parts: list[Text], at: Speller) -> list[Text]:
+        """Each index times the extents behind it, in 64 bits where there are any."""
         terms: list[Text] = []
         for n, part in enumerate(parts):
             behind = tensor.extents[n + 1 :]
@@ -296,8 +293,6 @@ class Body:
                 raise InternalError(f"no Gluon spelling of {type(op).__name__}")
 
     def dot(self, type_: Type, layout: Layout, op: Dot) -> str:
-        from attncc.codegen.gluon_layouts import Mma, Operand
-
         if not isinstance(layout, Mma) or isinstance(op.b, str):
             raise InternalError("a dot needs a tensor core's layout and its second operand in shared memory")
         row, column = type_.names()
@@ -356,6 +351,3 @@ class Body:
         pairs = [(n, v) for n, v in zip(names, values, strict=True) if n != v]
         if pairs:
             self.w.line(f"{', '.join(n for n, _ in pairs)} = {', '.join(v for _, v in pairs)}")
-
-
-__all__ = ["Blocked", "Body", "Scope", "free_vars"]

@@ -12,6 +12,7 @@ from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.experimental.gluon._runtime import GluonASTSource
 
 from attncc.codegen.gluon_printer import arguments, print_gluon
@@ -49,21 +50,17 @@ def compile_kernel(program: Program, kernel: Kernel, folder: Path) -> Cubin:
     module = load(print_gluon(program, triton=VERSION), folder / f"{program.name}.py")  # type: ignore[arg-type]
     args = arguments(program, kernel)
     attributes: Any = {(n,): [["tt.divisibility", a.divisible]] for n, a in enumerate(args) if a.divisible > 1}
-    source = GluonASTSource(getattr(module, kernel.name), {a.name: _described(a.type) for a in args}, {}, attributes)
+    source = GluonASTSource(getattr(module, kernel.name), {a.name: a.type for a in args}, {}, attributes)
     options = {"num_warps": kernel.config.warps, "maxnreg": kernel.config.registers}
     built: Any = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     return _assembled(built, folder)
-
-
-def _described(type_: str) -> str:
-    return type_
 
 
 def _assembled(built: Any, folder: Path) -> Cubin:
     ptx = built.asm["ptx"]
     (folder / "kernel.ptx").write_text(ptx)
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    command = [tools / "ptxas", "-v", "-arch=sm_90a", folder / "kernel.ptx", "-o", folder / "kernel.cubin"]
+    command = [get_ptxas(90).path, "-v", "-arch=sm_90a", folder / "kernel.ptx", "-o", folder / "kernel.cubin"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     sass = subprocess.run(
         [tools / "cuobjdump", "-sass", folder / "kernel.cubin"], capture_output=True, text=True, check=True
@@ -71,7 +68,7 @@ def _assembled(built: Any, folder: Path) -> Cubin:
     return Cubin(
         products=ptx.count("wgmma.mma_async"),
         waits=sass.count("WARPGROUP.DEPBAR"),
-        bulk_copies=len(re.findall(r"cp\.async\.bulk\.tensor\S*shared::cluster\.global", ptx)),
+        bulk_copies=len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.shared::c\w+\.global", ptx)),
         shared_bytes=built.metadata.shared,
         spilled_bytes=sum(int(x) for x in re.findall(r"(\d+) bytes spill stores", said)),
         registers=max((int(x) for x in re.findall(r"Used (\d+) registers", said)), default=0),

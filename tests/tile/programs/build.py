@@ -141,7 +141,9 @@ class Builder:
             self.here = outer
 
     @contextmanager
-    def loop(self, index: str, over: Count | Ranges, carried: dict[str, Var], note: str = "", **how: object) -> Iterator[Loop]:
+    def loop(
+        self, index: str, over: Count | Ranges, carried: dict[str, Var], note: str = "", **how: object
+    ) -> Iterator[Loop]:
         """A For; `carried` names what it updates and their starts. End its body with `Loop.next`."""
         index = self.fresh(index)
         self.types[index] = Type((), "i32")

@@ -1,8 +1,8 @@
 """The warp-specialised attention forward, by hand: one producer warp, two or three consumer warpgroups of 64 rows.
 
-The producer fills rings of K and V by bulk copies; consumers issue S(n + 1) = Q K^T before they wait for O += P(n) V, so
-that the exponentials run under a product. Key tiles go from the diagonal down: masked tiles first, then those that
-need no mask. With `turns`, consumers take turns to issue their products.
+The producer fills rings of K and V by bulk copies; consumers issue S(n + 1) = Q K^T before they wait for O += P(n) V,
+so that the exponentials run under a product. Key tiles go from the diagonal down: masked tiles first, then those
+that need no mask. With `turns`, consumers take turns to issue their products.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from attncc.expr.build import conj, ivar, op, rvar
+from attncc.expr.build import ivar, op, rvar
 from attncc.expr.nodes import Const, Expr, Var
 from attncc.tile.nodes import (
     Alloc,
@@ -89,7 +89,7 @@ def biased(product: Expr, i: Expr, j: Expr) -> Expr:
 
 
 def program(plan: Plan, score: Score = scaled) -> Program:
-    """Forward of `plan` with `score`. A score c * product, c > 0, is evaluated once per element, inside the exponential."""
+    """Forward of `plan` with `score`; a score c * product, c > 0, is evaluated inside the exponential only."""
     d, e = Const(plan.D, "int"), Const(plan.D, "int")
     b, h, g, m, n = (ivar(x) for x in "BHGMN")
     inputs = [
@@ -147,7 +147,7 @@ class _Forward:
         plan, x = self.plan, self.x
         self.g = x.int_("g", op("floordiv", ivar("h"), op("floordiv", ivar("H"), ivar("G"))), "query heads share keys")
         self.shift = x.int_("shift", op("sub", ivar("N"), ivar("M")))
-        last = ivar("N")
+        last: Expr = ivar("N")
         if plan.causal:
             tile = plan.rows * plan.consumers
             last = op("min", last, op("add", op("add", ivar("r0"), self.shift), tile))
@@ -157,7 +157,9 @@ class _Forward:
             slope = x.load("slope_e", Type((), "f32"), "slopes", (ivar("h"),))
             x.map("slope", op("mul", slope, LOG2E))
         self._memory()
-        consumers = [self._partition(f"consumer{c}", 4, plan.registers, self._consumer, c) for c in range(plan.consumers)]
+        consumers = [
+            self._partition(f"consumer{c}", 4, plan.registers, self._consumer, c) for c in range(plan.consumers)
+        ]
         producer = self._partition("producer", 1, 24, self._producer, 0)
         x.add(Partitions((*consumers, producer)))
 
@@ -186,13 +188,13 @@ class _Forward:
 
     def _producer(self, _: int) -> None:
         plan, x = self.plan, self.x
-        size = 2 * plan.D
+        size = plan.D * (4 if plan.dtype == "f32" else 2)
         first = Bar("q_full", Const(0, "int"))
         x.add(BarExpect(first, plan.consumers * plan.rows * size))
         for c in range(plan.consumers):
             row = op("add", ivar("r0"), c * plan.rows)
             x.add(CopyIn(Slot("q_s", Const(c, "int")), "q", (ivar("b"), ivar("h"), row, Const(0, "int")), first))
-        with x.loop("n", Count(Const(0, "int"), self.tiles), {}) as loop:
+        with x.loop("n", Count(Const(0, "int"), self.tiles), {}, order="asc") as loop:
             slot, phase = self._turn(loop.index)
             key = op("mul", self._tile(loop.index), plan.keys)
             for name in ("k", "v"):
@@ -236,18 +238,18 @@ class _Forward:
         }
         state = self._step(zero, state, masked=True)
         if plan.causal:
-            with x.loop("n", Count(Const(1, "int"), masked), state, note="across the diagonal") as loop:
+            with x.loop("n", Count(Const(1, "int"), masked), state, order="asc", note="across the diagonal") as loop:
                 loop.next(**self._step(loop.index, loop.carried, masked=True))
             state = loop.carried
         start = masked if plan.causal else Const(1, "int")
-        with x.loop("n", Count(start, self.tiles), state, note="no mask") as loop:
+        with x.loop("n", Count(start, self.tiles), state, order="asc", note="no mask") as loop:
             loop.next(**self._step(loop.index, loop.carried, masked=False))
         self._finish(loop.carried)
 
     def _full_tiles(self) -> Expr:
         """How many tiles, counted from key 0, need no mask for any row of this consumer."""
         plan = self.plan
-        last = ivar("N")
+        last: Expr = ivar("N")
         if plan.causal:
             last = op("min", last, op("add", op("add", ivar("r0"), self.shift), self.c * plan.rows + 1))
         return op("max", op("floordiv", last, plan.keys), 0)
@@ -284,13 +286,13 @@ class _Forward:
         self.x.add(BarArrive(Bar("v_empty", self._turn(n)[0])))
         return o if alpha is None else self.x.map("o", op("mul", o, alpha))
 
-    def _softmax(
-        self, s: Var, n: Expr, state: dict[str, Var], *, masked: bool
-    ) -> tuple[Var, Var, Var, Var]:
+    def _softmax(self, s: Var, n: Expr, state: dict[str, Var], *, masked: bool) -> tuple[Var, Var, Var, Var]:
         """p = 2^(score - m) with the new maximum m and sum l; alpha rescales what was summed before."""
         x = self.x
         low = Const(-math.inf, "real")
-        key = x.iota("key", self.j, op("mul", self._tile(n), self.plan.keys)) if masked or not self.lazy else ivar("key")
+        key = ivar("")
+        if masked or not self.lazy:
+            key = x.iota("key", self.j, op("mul", self._tile(n), self.plan.keys))
         seen = op("le", key, self.position) if self.plan.causal else op("lt", key, ivar("N"))
         if self.lazy:
             s = x.map("s", op("where", seen, s, low)) if masked else s
@@ -303,7 +305,7 @@ class _Forward:
         m = x.map("m", op("max", state["m"], top))
         alpha = x.map("alpha", op("exp2", op("sub", state["m"], m)))
         p = x.map("p", op("exp2", op("sub", value, m)))
-        l = x.map("l", op("add", op("mul", state["l"], alpha), x.reduce("sum", "sum", p, "j")))
+        l = x.map("l", op("add", op("mul", state["l"], alpha), x.reduce("total", "sum", p, "j")))
         return p, m, l, alpha
 
     def _finish(self, state: dict[str, Var]) -> None:
@@ -334,4 +336,4 @@ PLANS: dict[str, tuple[Plan, Score]] = {
 }
 """The variants that tests compile and the benchmark times."""
 
-__all__ = ["PLANS", "Plan", "biased", "capped", "conj", "program", "scaled"]
+__all__ = ["PLANS", "Plan", "biased", "capped", "program", "scaled"]
