@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 import tests.oracles
+from attncc.grammar import parse
 from tests.oracles import ORACLES
 from tests.support.cells import LAYOUTS, Cell, cells
 from tests.support.compare import BARS, compare
 from tests.support.inputs import make_inputs, run, truth
 from tests.support.specs import SEVEN, SPECS
 
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "softmax").glob("*.attn"))
 SHORT = (1, 7, 31, 64)
 CASES = [
     *cells(7, count=9, M=SHORT, N=(0, *SHORT), D=(8, 24, 40), E=(0, 16), dtype=("float64",)),
@@ -49,6 +51,15 @@ def test_reference_equals_oracle(name: str, seed: int) -> None:
 
 def _magnitudes(name: str, inputs: Any) -> dict[str, Tensor]:
     return run(truth(name, inputs.constants, magnitudes=True), inputs.exact())
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_example_file_equals_oracle(path: Path) -> None:
+    spec = parse(path.read_text(encoding="utf-8"), path.name)
+    cell = Cell(2, (4, 2), 9, 13, 8, 4, "contiguous", "plain", "float64")
+    inputs = make_inputs(spec.name, cell)
+    got = run(truth(spec, inputs.constants), inputs)
+    compare(got, run(by_hand(spec.name, inputs.constants), inputs.exact()), BARS["float64"], path.name)
 
 
 def test_every_spec_has_an_oracle() -> None:
