@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from attncc.expr.build import ivar
 from attncc.expr.nodes import Const, Expr, Op, Var, children, walk
 from attncc.ir.nodes import Load, Segment
-from attncc.passes.bounds import Bounds, BoxTest, Derived, box_test
+from attncc.passes.bounds import Bounds, BoxTest, Derived, NextFlag, box_test
 
 Array = NDArray[Any]
 FAR = 1 << 40
@@ -106,20 +106,26 @@ def dense(mask: Expr, world: World) -> Array:
     return np.broadcast_to(value(mask, world, i, j), (world.M, world.N)).astype(bool)
 
 
-def derive(d: Derived, world: World) -> Array:
+def derive(d: Derived | NextFlag, world: World) -> Array:
     """A derived array by its definition, one position at a time."""
+    if isinstance(d, NextFlag):
+        wanted = d.flag
+        return np.apply_along_axis(lambda flags: _next(flags == wanted), d.axis, world.arrays[d.tensor])
     if d.segments:
         ids = np.searchsorted(world.arrays[d.tensor], np.arange(world.N), side="right") - 1
         return _positions(ids, d.kind)
     return np.apply_along_axis(lambda ids: _positions(ids, d.kind), d.axis, world.arrays[d.tensor])
 
 
+def _next(hits: Array) -> Array:
+    n = len(hits)
+    later = hits[None] & (np.arange(n)[None] >= np.arange(n)[:, None])
+    return np.where(later.any(1), later.argmax(1), n)
+
+
 def _positions(ids: Array, kind: str) -> Array:
     same = ids[:, None] == ids[None]
     n = len(ids)
-    if kind.startswith("next"):
-        hits = (ids[None] == (kind == "next_true")) & (np.arange(n)[None] >= np.arange(n)[:, None])
-        return np.where(hits.any(1), hits.argmax(1), n)
     if kind.startswith("run"):
         breaks = np.cumsum(np.concatenate([[0], ids[1:] != ids[:-1]]))
         same = breaks[:, None] == breaks[None]

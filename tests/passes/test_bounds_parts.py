@@ -10,8 +10,9 @@ import pytest
 from attncc.expr.build import FALSE, TRUE, Operand, conj, ivar, op
 from attncc.expr.nodes import Const, Expr, free_vars
 from attncc.ir.nodes import Load, Reduce
-from attncc.passes.bounds import Derived, bounds, box_test
+from attncc.passes.bounds import Derived, NextFlag, bounds, box_test
 from attncc.passes.bounds.affine import Affine, affine, at_least_zero
+from attncc.passes.bounds.derived import Kind
 from attncc.passes.bounds.facts import Facts
 from tests.passes import random_masks
 from tests.passes.mask_tiles import World, corners, dense, derive, support, value
@@ -157,11 +158,10 @@ class TestWhatDoesNotIsolate:
 def test_derived_arrays_by_example() -> None:
     world = World(8, 8, arrays={"doc": np.array([[1, 1, 2, 1, 2, 2, 3, 1]]), "keep": np.arange(8) % 3 == 1})
 
-    def of(kind: str, tensor: str = "doc", axis: int = 1) -> list[int]:
-        array = derive(Derived(f"{tensor}_{kind}", kind, tensor, axis), world)  # type: ignore[arg-type]
-        return array.reshape(-1).tolist()
+    def of(kind: Kind) -> list[int]:
+        return derive(Derived(f"doc_{kind}", kind, "doc", 1), world)[0].tolist()  # type: ignore[no-any-return]
 
     assert of("first") == [0, 0, 2, 0, 2, 2, 6, 0] and of("last") == [7, 7, 5, 7, 5, 5, 6, 7]
     assert of("run_first") == [0, 0, 2, 3, 4, 4, 6, 7] and of("run_last") == [1, 1, 2, 3, 5, 5, 6, 7]
-    assert of("next_true", "keep", 0) == [1, 1, 4, 4, 4, 7, 7, 7]
-    assert of("next_false", "keep", 0) == [0, 2, 2, 3, 5, 5, 6, 8]
+    with_, without = (derive(NextFlag("n", flag, "keep", 0), world).tolist() for flag in (True, False))
+    assert with_ == [1, 1, 4, 4, 4, 7, 7, 7] and without == [0, 2, 2, 3, 5, 5, 6, 8]

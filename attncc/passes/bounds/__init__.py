@@ -20,13 +20,13 @@ from attncc.expr.nodes import Expr, walk
 from attncc.ir.nodes import Axis, Load
 from attncc.passes.bounds.box import BoxTest, box_test
 from attncc.passes.bounds.build import Alternative, alternative
-from attncc.passes.bounds.derived import Derived
+from attncc.passes.bounds.derived import Derived, NextFlag
 from attncc.passes.bounds.facts import SIZES, Facts
 from attncc.passes.bounds.formula import normal_form
 from attncc.passes.bounds.guards import Guards
 from attncc.passes.bounds.logic import isolated
 
-__all__ = ["Alternative", "Bounds", "BoxTest", "Derived", "bounds", "box_test"]
+__all__ = ["Alternative", "Bounds", "BoxTest", "Derived", "NextFlag", "bounds", "box_test"]
 
 CAP = 8
 

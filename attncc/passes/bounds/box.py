@@ -13,7 +13,7 @@ from attncc.expr.build import FALSE, TRUE, conj, disj, op
 from attncc.expr.nodes import Expr, Op, Var, free_vars
 from attncc.ir.nodes import Load, Segment
 from attncc.passes.bounds.affine import Affine, affine, at_least_zero, extreme, leaf, product, square
-from attncc.passes.bounds.derived import Derived, Kind
+from attncc.passes.bounds.derived import NextFlag
 from attncc.passes.bounds.facts import SIZES, Facts, N
 from attncc.passes.bounds.guards import negation
 from attncc.passes.bounds.logic import flattened
@@ -31,7 +31,7 @@ class BoxTest:
 
     must: Expr
     may: Expr
-    aux: tuple[Derived, ...]
+    aux: tuple[NextFlag, ...]
 
 
 def box_test(e: Expr, intervals: Mapping[str, tuple[Expr, Expr]], *, positive: frozenset[str] = SIZES) -> BoxTest:
@@ -49,7 +49,7 @@ def box_test(e: Expr, intervals: Mapping[str, tuple[Expr, Expr]], *, positive: f
 class _Box:
     intervals: Mapping[str, Interval]
     facts: Facts
-    aux: dict[Derived, None] = field(default_factory=dict)
+    aux: dict[NextFlag, None] = field(default_factory=dict)
 
     def fixed(self, e: Expr) -> bool:
         return not free_vars(e) & self.intervals.keys()
@@ -92,11 +92,11 @@ class _Box:
             return UNKNOWN
         (axis,) = moving
         start = (*index[:axis], _within(span[0]).expr(), *index[axis + 1 :])
-        with_, without = (leaf(self.derived(kind, tensor, start, axis)) for kind in ("next_true", "next_false"))
+        with_, without = (leaf(self.next(flag, tensor, start, axis)) for flag in (True, False))
         return at_least_zero(without - span[1] - 1), at_least_zero(span[1] - with_)
 
-    def derived(self, kind: Kind, tensor: str, index: tuple[Expr, ...], axis: int) -> Load:
-        array = Derived(f"{tensor}_{kind}", kind, tensor, axis)
+    def next(self, flag: bool, tensor: str, index: tuple[Expr, ...], axis: int) -> Load:
+        array = NextFlag(f"{tensor}_next_{str(flag).lower()}", flag, tensor, axis)
         self.aux[array] = None
         return Load(array.name, index, "int")
 
