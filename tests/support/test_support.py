@@ -34,7 +34,7 @@ def test_torch_cells(number: int) -> None:
     found = torch_cells(number)
     assert len(found) >= 60 and found == torch_cells(number)
     assert {c.D for c in found} == set(CHANNELS) and {c.layout for c in found} == set(LAYOUTS)
-    assert {(c.M, c.N) for c in found} >= {(m, n) for m in LENGTHS for n in (0, *LENGTHS) if (m, n) != (1000, 1000)}
+    assert {(c.M, c.N) for c in found} >= {(m, n) for m in LENGTHS for n in (0, *LENGTHS)}
     assert any(c.N == 0 for c in found) and any(c.E != c.D for c in found)
     assert all(c.M > c.N for c in found if c.feature == "empty rows")
     assert len({str(c) for c in found}) == len(found)
@@ -96,7 +96,8 @@ def test_gradients_that_cancel_are_measured_by_their_parts() -> None:
     want, magnitudes = expected(inputs, biased)
     got = run(truth(biased, dtype=torch.float32), inputs)
     assert error(got["dslope"], want["dslope"]) > 1
-    compare(got, want, BARS["float32"], cell, magnitudes)
+    compare(got, want, low_precision_bars(got, want, torch.float32, magnitudes), cell, magnitudes)
+    assert error(got["dslope"], want["dslope"], magnitudes()["dslope"]) < 1e-3
 
 
 @pytest.mark.parametrize("name", SPECS)
