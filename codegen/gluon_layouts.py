@@ -26,6 +26,7 @@ from attncc.tile.nodes import (
     Map,
     Partitions,
     Reduce,
+    Rename,
     Scan,
     Stmt,
     Type,
@@ -154,7 +155,7 @@ class _Pass:
                     self._set(a, Operand(mma))
                 if start is not None:
                     self._set(start, project(mma, self.types[name].names(), self.types[start].names()))
-            case Let(name, _, Cast(value) | DotWait(value) | Scan(_, value)):
+            case Let(name, _, Cast(value) | DotWait(value) | Scan(_, value) | Rename(value)):
                 self._same((name, value))
             case Let(name, _, Reduce(_, value)) if value in self.table:
                 self._set(name, project(self.table[value], self.types[value].names(), self.types[name].names()))

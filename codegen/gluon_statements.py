@@ -42,6 +42,7 @@ from attncc.tile.nodes import (
     Map,
     Op,
     Reduce,
+    Rename,
     SharedLoad,
     SharedStore,
     Slot,
@@ -281,7 +282,7 @@ class Body:
                 return f"{REDUCE[how]}({self.use(value)}, {self.scope.types[value].names().index(axis)})"
             case Cast(value):
                 return f"{self.value(value, layout)}.to({DTYPES[type_.dtype]})"
-            case Convert(value):
+            case Convert(value) | Rename(value):
                 return self.value(value, layout)
             case SharedLoad(slot):
                 return f"{self.slot(slot, type_.names())}.load({into})"

@@ -41,6 +41,7 @@ from attncc.tile.nodes import (
     Ranges,
     Reduce,
     ReduceAdd,
+    Rename,
     Scan,
     SharedLoad,
     Slot,
@@ -315,7 +316,7 @@ class Walker:
                 return self._register(op, self.value(op.value, env), type)
 
     def _register(
-        self, op: Reduce | Scan | Cast | SplitAxis | JoinAxis | Pack | Unpack | TriInverse | TopK, x: Value, type: Type
+        self, op: Reduce | Scan | Cast | SplitAxis | JoinAxis | Rename | Pack | Unpack | TriInverse | TopK, x: Value, type: Type
     ) -> Value:
         match op:
             case Reduce():
@@ -328,6 +329,8 @@ class Walker:
                 return ops.split_axis(op, x, type)
             case JoinAxis():
                 return ops.join_axis(op, x, type)
+            case Rename():
+                return ops.declared(Value(type.names(), x.data, x.dtype), type, "Rename")
             case Pack():
                 return ops.pack(op, x, type)
             case Unpack():

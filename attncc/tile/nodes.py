@@ -8,7 +8,7 @@ assignment form: a name is bound once per kernel, `For` and `If` bind the names 
     host        Program Tensor Scalar Alloc Launch Gather ScatterAdd SumAxes FirstLast
     control     Kernel GridAxis For Carry Yield If Let   Ranges Interval Strided Listed Count
     memory      Load Store ReduceAdd   AllocShared Slot CopyIn CopyOut CopyWait SharedLoad SharedStore Fence
-    compute     Full Iota Map Reduce Scan Dot DotWait Cast SplitAxis JoinAxis GatherAxis Pack Unpack Random
+    compute     Full Iota Map Reduce Scan Dot DotWait Cast SplitAxis JoinAxis Rename GatherAxis Pack Unpack Random
                 TriInverse TopK
     partitions  Partitions Partition AllocBar Bar BarExpect BarWait BarArrive Convert
 """
@@ -191,6 +191,13 @@ class JoinAxis:
 
 
 @dataclass(frozen=True, slots=True)
+class Rename:
+    """The same elements; the axes are named as in its type, one by one. How a value meets itself in a Dot."""
+
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
 class GatherAxis:
     """value[index] along `axis`; `index` names an integer value."""
 
@@ -248,8 +255,8 @@ class Convert:
 
 
 Op = (
-    Full | Iota | Map | Load | Reduce | Scan | Dot | DotWait | Cast | SharedLoad | SplitAxis | JoinAxis | GatherAxis
-    | Pack | Unpack | Random | TriInverse | TopK | Convert
+    Full | Iota | Map | Load | Reduce | Scan | Dot | DotWait | Cast | SharedLoad | SplitAxis | JoinAxis | Rename
+    | GatherAxis | Pack | Unpack | Random | TriInverse | TopK | Convert
 )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from attncc.tile.nodes import (
     Op,
     Ranges,
     Reduce,
+    Rename,
     Scan,
     Slot,
     Stmt,
@@ -127,6 +128,12 @@ class Builder:
 
     def convert(self, name: str, value: Var, layout: str) -> Var:
         return self.let(name, self.types[value.name], Convert(value.name, layout))
+
+    def rename(self, name: str, value: Var, *axes: str) -> Var:
+        """`value` with its axes named `axes`."""
+        old = self.types[value.name]
+        new = tuple(Axis(a, o.extent) for a, o in zip(axes, old.axes, strict=True))
+        return self.let(name, Type(new, old.dtype), Rename(value.name))
 
     def inverse(self, name: str, value: Var, row: str, column: str) -> Var:
         return self.let(name, self.types[value.name], TriInverse(value.name, row, column))
