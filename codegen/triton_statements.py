@@ -89,7 +89,7 @@ class KernelBody:
             if base:
                 scalars.append(f"{base} * {stride}" if stride else base)
             if local:
-                vectors.append(f"{local} * {stride}" if stride else local)
+                vectors.append(f"{local} * {stride}.to(tl.int32)" if stride else local)
         return " + ".join([*scalars, *vectors])
 
     def _parts(self, at: Expr, axes: tuple[str, ...]) -> tuple[str, str]:
@@ -256,6 +256,8 @@ class KernelBody:
                 return self._scan(kind, value, axis, reverse, exclusive)
             case t.Dot():
                 return self._dot(type, o)
+            case t.Rename(value):
+                return python_name(value)
             case t.Cast(value):
                 return f"{python_name(value)}.to({DTYPES[type.dtype]})"
             case _:

@@ -78,29 +78,38 @@ def _row_data(k: Stream) -> RowData:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """One tile of pairs: the weights and the score's gradient."""
+class Scores:
+    """One tile of pairs before dP is known: the weights, and what turns dP into dS."""
 
     w: Var
-    ds: Var
+    score: Expr
+    x: Var | None
+    allowed: Expr | None
 
 
-def _pair(k: Stream, rows: RowData, s: Var, dp: Var, allowed: Expr | None) -> Pair:
-    """w and dS from the recomputed product s and from dP."""
+def _scores(k: Stream, rows: RowData, s: Var, allowed: Expr | None) -> Scores:
+    """The weights from the recomputed product s."""
     n = k.p.attend.normaliser
     score = k.scores(s)
+    if not k.p.normalised:
+        return Scores(k.plain(n.phi, score, allowed, "w"), score, None, allowed)
+    assert rows.lse is not None
+    x = k.log_score(score, allowed)
+    return Scores(k.weight(n.phi, x, rows.lse, allowed, "w"), score, x, allowed)
+
+
+def _score_gradient(k: Stream, rows: RowData, known: Scores, dp: Var) -> Var:
+    """dS from the weights and dP."""
+    n = k.p.attend.normaliser
     d_phi = derivative(n.phi, S)
     if n.psi is None:
-        w = k.plain(n.phi, score, allowed, "w")
-        return Pair(w, k.b.value(op("mul", k.plain(d_phi, score, allowed, "slope"), dp), "ds"))
-    assert rows.lse is not None and rows.delta is not None
-    x = k.log_score(score, allowed)
-    w = k.weight(n.phi, x, rows.lse, allowed, "w")
+        return k.b.value(op("mul", k.plain(d_phi, known.score, known.allowed, "slope"), dp), "ds")
+    assert rows.lse is not None and rows.delta is not None and known.x is not None
     if k.p.exponential:
-        return Pair(w, k.b.value(op("mul", w, op("sub", dp, rows.delta)), "ds"))
-    phi = k.weight(d_phi, x, rows.lse, allowed, "d_phi")
-    psi = k.weight(derivative(n.psi, S), x, rows.lse, allowed, "d_psi")
-    return Pair(w, k.b.value(op("sub", op("mul", phi, dp), op("mul", psi, rows.delta)), "ds"))
+        return k.b.value(op("mul", known.w, op("sub", dp, rows.delta)), "ds")
+    phi = k.weight(d_phi, known.x, rows.lse, known.allowed, "d_phi")
+    psi = k.weight(derivative(n.psi, S), known.x, rows.lse, known.allowed, "d_psi")
+    return k.b.value(op("sub", op("mul", phi, dp), op("mul", psi, rows.delta)), "ds")
 
 
 def _product_gradient(k: Stream, ds: Var) -> tuple[Expr | None, Var]:
@@ -139,16 +148,17 @@ def queries_kernel(p: Problem, tiles: Tiles, wanted: bool, found: tuple[Capture,
         keys = k.matrix("k", "d", (b, k.kv_head()), k.key, k.guards.key)
         values = k.matrix("v", "e", (b, k.kv_head()), k.key, k.guards.key)
         s, dp = k.product(data.q, keys, "s", "d"), k.product(data.d_out, values, "dp", "e")
-        pair = _pair(k, data, s, dp, k.allowed(p.by_row.mask, k.guards.key) if masked else None)
+        known = _scores(k, data, s, k.allowed(p.by_row.mask, k.guards.key) if masked else None)
+        ds = _score_gradient(k, data, known, dp)
         new: tuple[Var, ...] = ()
         if wanted:
-            new = k.accumulate(state[: len(dq)], _product_gradient(k, pair.ds)[1], keys, "j", "dq")
+            new = k.accumulate(state[: len(dq)], _product_gradient(k, ds)[1], keys, "j", "dq")
         for c, total in zip(summed, state[len(dq) :], strict=True):
-            part = k.b.let("part", k.b.over("i"), t.Reduce("sum", _share(k, c, pair.ds).name, "j"))
+            part = k.b.let("part", k.b.over("i"), t.Reduce("sum", _share(k, c, ds).name, "j"))
             new += (k.b.value(op("add", total, part), "sum"),)
         for c in found:
             if c.place == "pair":
-                _add_pairs(k, c, pair.ds)
+                _add_pairs(k, c, ds)
         return new
 
     final = k.walk(seen, "j0", "j", (*dq, *sums), turn, "keys", tiles.config.stages)
@@ -224,15 +234,14 @@ def keys_kernel(p: Problem, tiles: Tiles, wanted: frozenset[str], found: tuple[C
         inside = op("lt", k.row, M)
         k.guards = Guards(inside if masked else Guards().row, own)
         data = _row_data(k)
-        s, dp = k.product(keys, data.q, "s", "d"), k.product(values, data.d_out, "dp", "e")
-        pair = _pair(k, data, s, dp, k.allowed(p.by_key.mask, inside) if masked else None)
-        new: tuple[Var, ...] = ()
-        if dk:
-            new += k.accumulate(state[: len(dk)], _product_gradient(k, pair.ds)[1], data.q, "i", "dk")
-        if dv:
-            new += k.accumulate(state[len(dk) : len(dk) + len(dv)], pair.w, data.d_out, "i", "dv")
+        s = k.product(keys, data.q, "s", "d")
+        known = _scores(k, data, s, k.allowed(p.by_key.mask, inside) if masked else None)
+        new_dv = k.accumulate(state[len(dk) : len(dk) + len(dv)], known.w, data.d_out, "i", "dv") if dv else ()
+        ds = _score_gradient(k, data, known, k.product(values, data.d_out, "dp", "e"))
+        new_dk = k.accumulate(state[: len(dk)], _product_gradient(k, ds)[1], data.q, "i", "dk") if dk else ()
+        new = (*new_dk, *new_dv)
         for c, total in zip(found, state[len(dk) + len(dv) :], strict=True):
-            part = k.b.let("part", k.b.over("j"), t.Reduce("sum", _share(k, c, pair.ds).name, "i"))
+            part = k.b.let("part", k.b.over("j"), t.Reduce("sum", _share(k, c, ds).name, "i"))
             new += (k.b.value(op("add", total, part), "sum"),)
         return new
 
