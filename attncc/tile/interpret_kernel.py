@@ -316,7 +316,10 @@ class Walker:
                 return self._register(op, self.value(op.value, env), type)
 
     def _register(
-        self, op: Reduce | Scan | Cast | SplitAxis | JoinAxis | Rename | Pack | Unpack | TriInverse | TopK, x: Value, type: Type
+        self,
+        op: Reduce | Scan | Cast | SplitAxis | JoinAxis | Rename | Pack | Unpack | TriInverse | TopK,
+        x: Value,
+        type: Type,
     ) -> Value:
         match op:
             case Reduce():
