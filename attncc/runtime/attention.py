@@ -118,9 +118,9 @@ class Attention:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, **captured: Tensor) -> Any:
         if torch.compiler.is_compiling():
             return self._traced(q, k, v, return_lse, captured)
-        plan, tensors = self.plan(q, k, v, captured)
         if return_lse and not self._lse:
             raise self._no_lse()
+        plan, tensors = self.plan(q, k, v, captured)
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             return _attend(plan, return_lse, *tensors)
         outputs = plan.forward(tensors)
@@ -153,6 +153,9 @@ class Attention:
         place = place_of(device, mode)
         compiled = self._family
         variant = forward_variant(compiled.face, tensors, target_of(mode), interpreted=mode == "interpret")
+        needs = [n for n, t in zip(compiled.face.inputs, tensors, strict=True) if t.requires_grad]
+        if mode == "cuda" and needs and torch.is_grad_enabled():  # compile the backward beside the forward
+            compiled.prefetch(dataclasses.replace(variant, gradients=tuple(needs)), "backward", place)
         half = compiled.half(variant, "forward", place)
         inputs = compiled.face.inputs
         picks = None if half.inputs == inputs else tuple(inputs.index(n) for n in half.inputs)

@@ -89,6 +89,12 @@ def _load(binary: Binary, device: int) -> ctypes.c_void_p:
     return function
 
 
+def _current_stream() -> Callable[[int], int]:
+    """Gives the handle of torch's current stream on a device."""
+    quick = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+    return quick or (lambda device: int(torch.cuda.current_stream(device).cuda_stream))
+
+
 class Kernel:
     """A launchable binary. Called with the number of programs and the arguments; runs on torch's current stream."""
 
@@ -100,7 +106,7 @@ class Kernel:
         self.free: list[tuple[Any, Any]] = []
         self.threads = 32 * binary.warps
         self.start = driver().cuLaunchKernel
-        self.stream: Callable[[int], int] = torch._C._cuda_getCurrentRawStream
+        self.stream = _current_stream()
 
     def prepare(self, device: int) -> None:
         """Loads the binary on `device`, which is current."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import os
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +60,12 @@ class Half:
         return {n: constants[n] for n in self.constants}
 
 
+Key = tuple[Variant, Which, Place]
+
+_stages = threading.Lock()
+"""Held while passes and printers run: their expressions are interned, one thread at a time."""
+
+
 class Family:
     """Everything compiled from one text. Shared by all that compile that text, whatever their constants."""
 
@@ -69,21 +77,24 @@ class Family:
         """How many halves were compiled here, not read from the cache."""
         self._load = load
         self._spec: tuple[Spec, Source] | None = None
-        self._halves: dict[tuple[Variant, Which, Place], Half] = {}
-        self._lock = threading.RLock()
+        self._halves: dict[Key, Half] = {}
+        self._pending: dict[Key, Future[Half]] = {}
+        self._lock = threading.Lock()
 
     @property
     def spec(self) -> Spec:
         """The spec; read again where only its interface came from the cache."""
         if self._spec is None:
-            self._spec = self._load()
+            with _stages:
+                self._spec = self._load()
         return self._spec[0]
 
     def programs(self, variant: Variant) -> Any:
         """The pair of Tile IR programs of `variant`; what is wrong with the spec is shown in its text."""
         spec = self.spec
         try:
-            return importlib.import_module("attncc.driver").programs(spec, variant)
+            with _stages:
+                return importlib.import_module("attncc.driver").programs(spec, variant)
         except SpecError as error:
             if self._spec is not None:
                 error.source = error.source or self._spec[1]
@@ -91,7 +102,9 @@ class Family:
 
     def source(self, pair: Any, variant: Variant) -> str:
         """The printed module of `pair`."""
-        text: str = importlib.import_module("attncc.driver").source(pair, variant, f"{self.face.name} {self.key[:8]}")
+        with _stages:
+            driver = importlib.import_module("attncc.driver")
+            text: str = driver.source(pair, variant, f"{self.face.name} {self.key[:8]}")
         return text
 
     @property
@@ -100,15 +113,43 @@ class Family:
         return tuple(self._halves.values())
 
     def half(self, variant: Variant, which: Which, place: Place) -> Half:
-        """The compiled forward or backward of `variant`."""
+        """The compiled forward or backward of `variant`; of several threads that want it, one builds."""
         key = (variant, which, place)
         found = self._halves.get(key)
-        if found is None:
+        if found is not None:
+            return found
+        with self._lock:
+            found, task = self._halves.get(key), self._pending.get(key)
+            if found is not None:
+                return found
+            mine = task is None
+            if task is None:
+                task = self._pending[key] = Future()
+        return self._fulfil(key, task) if mine else task.result()
+
+    def _fulfil(self, key: Key, task: Future[Half]) -> Half:
+        try:
+            half = self._obtain(*key)
+        except BaseException as error:
             with self._lock:
-                found = self._halves.get(key)
-                if found is None:
-                    found = self._halves[key] = self._obtain(variant, which, place)
-        return found
+                del self._pending[key]
+            task.set_exception(error)
+            raise
+        with self._lock:
+            self._halves[key] = half
+            del self._pending[key]
+        task.set_result(half)
+        return half
+
+    def prefetch(self, variant: Variant, which: Which, place: Place) -> None:
+        """Begins to build a half that will be wanted; a failure shows when it is."""
+
+        def build() -> None:
+            with contextlib.suppress(Exception):
+                self.half(variant, which, place)
+
+        if (variant, which, place) not in self._halves:
+            threading.Thread(target=build, name="attncc-prefetch").start()
 
     def _obtain(self, variant: Variant, which: Which, place: Place) -> Half:
         version = "" if place.mode == "torch" else triton_version()
@@ -202,7 +243,8 @@ def family(spec: str | os.PathLike[str], *, deterministic: bool) -> Family:
     text = _read(spec)
     loaded: tuple[Spec, Source] | None = None
     if text is None:
-        loaded = importlib.import_module("attncc.driver").load(spec)
+        with _stages:
+            loaded = importlib.import_module("attncc.driver").load(spec)
         text = loaded[1].text
     key = digest("spec", text)
     with _lock:
@@ -225,7 +267,12 @@ def _new_family(
         return again
 
     interface = digest("interface", sources_key(), key)
-    entry, _ = cache().get_or_build(interface, lambda: Entry(to_data(interface_of(load()[0]))))
+
+    def read() -> Entry:
+        with _stages:
+            return Entry(to_data(interface_of(load()[0])))
+
+    entry, _ = cache().get_or_build(interface, read)
     return Family(key, from_data(entry.data), load, deterministic)
 
 

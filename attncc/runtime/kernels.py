@@ -76,7 +76,7 @@ def compile_one(function: Any, order: Order, capability: int) -> Binary:
             f"kernel {order.name} takes {', '.join(function.arg_names)} and is launched with {', '.join(signature)}"
         )
     source = ASTSource(function, signature, {}, attrs)
-    options = {"num_warps": order.warps, "num_stages": order.stages}
+    options = {"num_warps": order.warps, "num_stages": order.stages, "enable_fp_fusion": True}
     try:
         asm, meta = _stages(source, GPUTarget("cuda", capability, 32), options)
     except Exception as e:
