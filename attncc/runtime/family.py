@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import os
 import threading
@@ -257,6 +258,7 @@ def family(spec: str | os.PathLike[str], *, deterministic: bool) -> Family:
 def _new_family(
     spec: str | os.PathLike[str], text: str, key: str, loaded: tuple[Spec, Source] | None, deterministic: bool
 ) -> Family:
+    @functools.cache
     def load() -> tuple[Spec, Source]:
         if loaded is not None:
             return loaded

@@ -97,7 +97,7 @@ class FakeDriver:
         backward = _program("backward", variant) if variant.gradients else None
         return SimpleNamespace(forward=_program("forward", variant), backward=backward)
 
-    def source(self, pair: SimpleNamespace, variant: Variant) -> str:
+    def source(self, pair: SimpleNamespace, variant: Variant, title: str) -> str:
         self.prints += 1
         if pair.backward is None:
             return HOST
