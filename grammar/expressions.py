@@ -271,7 +271,8 @@ def _weighs(value: Value, axis: str) -> bool:
 def _contraction(left: Value, right: Value, shared: frozenset[str], place: Span) -> BadContraction:
     if shared:
         message = f"both sides of `@` have {_list(shared)}, and it sums over one index"
-        return BadContraction(message, place, hint="`sum(x * y over ...)` names the indices")
+        hint = "`@` binds like `*`, from the left: bracket it, `x * (q @ k)`; `sum(x * y over ...)` names its indices"
+        return BadContraction(message, place, hint=hint)
     message = f"the sides of `@` share no index to sum over: left {_list(left.free)}, right {_list(right.free)}"
     return BadContraction(message, place, hint="`*` multiplies elementwise")
 
