@@ -68,6 +68,20 @@ class Writer:
         self._depth -= 1
         self.line(f"){tail}")
 
+    def chained(self, variable: str, call: str) -> None:
+        """`variable.call`, joined to the line before where that is a chain of calls on the same variable."""
+        pad = INDENT * self._depth
+        joined = f"{self._lines[-1]}.{call}" if self._lines else ""
+        if (
+            joined.startswith(f"{pad}{variable}.")
+            and "#" not in joined
+            and " = " not in joined
+            and len(joined) <= WIDTH
+        ):
+            self._lines[-1] = joined
+        else:
+            self.line(f"{variable}.{call}")
+
     def text(self) -> str:
         """Everything written so far."""
         return "\n".join(self._lines) + "\n" if self._lines else ""

@@ -1,0 +1,40 @@
+"""Prints programs as a module of blockwise PyTorch: no compilation, memory linear in the lengths, any device."""
+
+from __future__ import annotations
+
+from attncc.codegen.host import helpers, print_host
+from attncc.codegen.torch_kernel import STEPS, KernelPrinter
+from attncc.codegen.torch_memory import text_of
+from attncc.codegen.writer import Writer
+from attncc.tile.nodes import Program
+
+
+def print_module(forward: Program, backward: Program | None, title: str) -> str:
+    """The text of a module with `forward` and, where there is one, `backward`."""
+    programs = [p for p in (forward, backward) if p is not None]
+    kernels = Writer()
+    wanted: set[str] = set()
+    for program in programs:
+        for kernel in program.kernels:
+            printer = KernelPrinter(kernels, program, kernel)
+            kernels.line()
+            kernels.line()
+            printer.function()
+            wanted |= printer.helpers
+    w = Writer()
+    w.lines(f'"""{title}"""')
+    w.line()
+    for module in ("math", "torch"):
+        w.line(f"import {module}")
+    steps = (STEPS,) if "_steps" in wanted else ()
+    for text in (*steps, *text_of(wanted), *helpers(*programs)):
+        w.line()
+        w.line()
+        w.lines(text)
+    w.lines(kernels.text())
+    for program in programs:
+        w.line()
+        w.line()
+        w.line("@torch.no_grad()")
+        print_host(w, program, launches=False)
+    return w.text()
