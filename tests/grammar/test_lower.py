@@ -58,7 +58,7 @@ def weights(score: Expr, mask: Expr = TRUE, normaliser: Normaliser = SOFTMAX) ->
 def test_causal() -> None:
     text = "attention causal:\n    score = q @ k / sqrt(D)\n    mask = j <= i\n    out = softmax(score) @ v\n"
     causal = parse(text)
-    assert causal.name == "causal" and causal.constants == causal.params == causal.statements == ()
+    assert causal.name == "causal" and not (causal.constants or causal.params or causal.statements)
     assert causal.out.body is attend(weights(SCORE, CAUSAL))
     assert causal.out.span is not None and causal.out.span.line == 4
 
