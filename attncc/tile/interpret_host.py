@@ -54,9 +54,9 @@ def host_step(
         case Gather(_, _, index):
             places = _inside(source.name, _indices(index, out.axes, extents, scalars), source.data.shape)
             data = _data(source)[places]
-        case ScatterAdd(_, _, index):
+        case ScatterAdd(_, _, index, add):
             places = _inside(out.name, _indices(index, source.axes, source.data.shape, scalars), extents)
-            data = np.zeros(extents, dtype=source.data.dtype)
+            data = _data(tensors[out.name]).copy() if add else np.zeros(extents, dtype=source.data.dtype)
             np.add.at(data, places, _data(source))
         case SumAxes(_, _, axes):
             kept = tuple(a for a in source.axes if a not in axes)

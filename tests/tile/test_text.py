@@ -139,6 +139,7 @@ EVERY_STEP: tuple[t.Step, ...] = (
     t.Launch("k"),
     t.Gather(AN_INPUT, "ids", (ivar("b"), op("floordiv", ivar("n"), 2))),
     t.ScatterAdd(AN_INPUT, "ids", (ivar("b"),)),
+    t.ScatterAdd(AN_INPUT, "ids", (ivar("b"),), add=True),
     t.SumAxes(AN_INPUT, "ids", ("h", "g")),
     t.FirstLast(AN_INPUT, "ids", "run_last"),
 )

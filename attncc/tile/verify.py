@@ -1,0 +1,54 @@
+"""The verifier of the Tile IR: 14 checks, each a function, run over every program a schedule builds.
+
+A check raises where a rule is broken. Where it can neither prove nor refute (that ranges are disjoint, that an index
+stays inside, that a weight's exponent is bounded) it notes so in `unproved`; the interpreter checks those on every
+run. What no text can show at all is the interpreter's alone: that ranges contain every true pair and full tiles are
+true, that barriers never deadlock, that every output element is stored exactly once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from attncc.tile import nodes as t
+from attncc.tile.verify_memory import indices_inside, offsets_fit, one_owner
+from attncc.tile.verify_scope import Checked, Open
+from attncc.tile.verify_steps import backward_reads_all, grids_fit, steps_in_order
+from attncc.tile.verify_types import names_and_types, permuted_dots, yields_types
+
+Check = Callable[[Checked, t.Kernel], None]
+
+CHECKS: tuple[Check, ...] = (
+    names_and_types,
+    yields_types,
+    permuted_dots,
+    indices_inside,
+    offsets_fit,
+    one_owner,
+    grids_fit,
+)
+"""In the order they run; later checks rely on names and types being right."""
+
+
+def verify(program: t.Program, *, deterministic: bool = False) -> None:
+    """Raises a VerifyError for the first broken rule; with `deterministic`, atomics are refused too."""
+    _run(program, deterministic)
+
+
+def unproved(program: t.Program) -> tuple[Open, ...]:
+    """What the checks could neither prove nor refute."""
+    return tuple(_run(program, False).unproved)
+
+
+def _run(program: t.Program, deterministic: bool) -> Checked:
+    c = Checked(program, deterministic)
+    steps_in_order(c)
+    for kernel in program.kernels:
+        for check in CHECKS:
+            check(c, kernel)
+    return c
+
+
+def verify_pair(forward: t.Program, backward: t.Program) -> None:
+    """Raises a PairError unless `backward` reads every input and constant that `forward` reads (check 13)."""
+    backward_reads_all(forward, backward)
