@@ -15,8 +15,9 @@ from torch import Tensor
 from attncc.debug import setting
 from attncc.diagnostics import did_you_mean
 from attncc.runtime.backends import BACKENDS, mode_of, target_of
-from attncc.runtime.checks import Number, check_call, check_constants
+from attncc.runtime.checks import check_call, check_constants
 from attncc.runtime.family import Family, Half, Place, Which, family, place_of
+from attncc.runtime.interface import Number
 from attncc.runtime.library import Ops, register
 from attncc.runtime.mistakes import NoSingleLse, UnknownBackend
 from attncc.runtime.variants import forward_variant, layout_of

@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 
 from attncc.diagnostics import did_you_mean
-from attncc.expr.evaluate import evaluate
-from attncc.expr.nodes import Expr, Sort, Var, free_vars
-from attncc.ir.nodes import Param
-from attncc.runtime.interface import Interface
+from attncc.runtime.interface import Captured, Interface, Number, Sort, size
 from attncc.runtime.mistakes import (
     MissingTensor,
     MixedDtypes,
@@ -26,8 +23,6 @@ from attncc.runtime.mistakes import (
     WrongRank,
     WrongSize,
 )
-
-Number = int | float | bool
 
 ROLES: dict[str, tuple[str, ...]] = {"q": ("B", "H", "M", "D"), "k": ("B", "G", "N", "D"), "v": ("B", "G", "N", "E")}
 REAL = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -71,10 +66,9 @@ def check_call(
             raise NotATensor(f"{name} must be a torch tensor, not {type(tensor).__name__}")
     sizes = _sizes(tensors)
     _check_types(face, tensors)
-    environment: dict[Expr, Number] = {Var(n, "int"): s for n, s in sizes.items()}
-    environment |= {Var(c.name, c.sort): constants[c.name] for c in face.constants}
+    known = {**constants, **sizes}
     for param in face.params:
-        _check_extents(param, tensors[param.name], environment)
+        _check_extents(param, tensors[param.name], known)
     return tuple(tensors[n] for n in face.inputs), sizes
 
 
@@ -88,16 +82,8 @@ def _captured(face: Interface, captured: Mapping[str, Any]) -> dict[str, Any]:
             raise UnknownTensor(f"{face.name} captures no tensor {name}", hint=hint)
     for name, param in declared.items():
         if name not in captured:
-            raise MissingTensor(
-                f"{face.name} needs the tensor {name}: {describe(param)}", hint=f"attn(q, k, v, {name}={name})"
-            )
+            raise MissingTensor(f"{face.name} needs the tensor {name}: {param}", hint=f"attn(q, k, v, {name}={name})")
     return {name: captured[name] for name in declared}
-
-
-def describe(param: Param) -> str:
-    """A captured tensor as the header declares it: `real[h]`."""
-    axes = ", ".join(a.index or _text(a.size) for a in param.axes)
-    return "offsets" if param.offsets else f"{param.sort}[{axes}]" if axes else param.sort
 
 
 def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
@@ -131,7 +117,7 @@ def _check_types(face: Interface, tensors: Mapping[str, Tensor]) -> None:
         came = tensors[param.name].dtype
         if came not in KINDS[param.sort]:
             wanted = " or ".join(str(d).removeprefix("torch.") for d in KINDS[param.sort])
-            raise WrongKind(f"{param.name} is {describe(param)} and must be {wanted}, not {came}")
+            raise WrongKind(f"{param.name} is {param} and must be {wanted}, not {came}")
     for name, tensor in tensors.items():
         if tensor.device != q.device:
             raise WrongDevice(f"q is on {q.device} and {name} on {tensor.device}; all must be on one device")
@@ -139,29 +125,18 @@ def _check_types(face: Interface, tensors: Mapping[str, Tensor]) -> None:
             raise WrongKind(f"{name} must be a dense tensor, not {tensor.layout}")
 
 
-def _check_extents(param: Param, tensor: Tensor, environment: Mapping[Expr, Number]) -> None:
+def _check_extents(param: Captured, tensor: Tensor, known: Mapping[str, Number]) -> None:
     shape = list(tensor.shape)
     if len(shape) != len(param.axes):
-        raise WrongRank(f"{param.name} must be {describe(param)}, not of shape {shape}")
-    known = {e.name for e in environment if isinstance(e, Var)}
+        raise WrongRank(f"{param.name} must be {param}, not of shape {shape}")
     for at, (axis, extent) in enumerate(zip(param.axes, shape, strict=True)):
-        if not free_vars(axis.size) <= known:
-            continue
-        expected = max(0, int(evaluate(axis.size, environment)))
-        if extent != expected:
+        expected = None if param.offsets else size(axis.size, known)
+        if expected is not None and extent != expected:
             what = f"axis {axis.index}" if axis.index else f"axis {at}"
             raise WrongSize(
                 f"{param.name} has {extent} on {what} where {expected} is expected; "
-                f"{param.name} must be {describe(param)} and is of shape {shape}"
+                f"{param.name} must be {param} and is of shape {shape}"
             )
-
-
-def _text(e: Expr) -> str:
-    match e:
-        case Var(name, _):
-            return name
-        case _:
-            return str(getattr(e, "value", "..."))
 
 
 def _an(sort: Sort) -> str:

@@ -12,22 +12,23 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from attncc.diagnostics import Source
 from attncc.errors import SpecError
-from attncc.ir.nodes import Spec
 from attncc.runtime.cache import Entry, cache, digest, sources_key
-from attncc.runtime.checks import Number
-from attncc.runtime.interface import Interface, from_data, interface_of, to_data
+from attncc.runtime.interface import Interface, Number, from_data, interface_of, to_data
 from attncc.runtime.kernels import Binary, Order, compile_all, triton_version
 from attncc.runtime.mistakes import NotDeterministic
 from attncc.runtime.text import execute, host_part, keep
 from attncc.schedule.variant import Variant
-from attncc.tile.nodes import Program, ReduceAdd
+
+if TYPE_CHECKING:
+    from attncc.ir.nodes import Spec
+    from attncc.tile.nodes import Program
 
 Which = Literal["forward", "backward"]
 Mode = Literal["torch", "cuda", "jit", "interpret"]
@@ -200,6 +201,8 @@ def orders(program: Program) -> list[Order]:
 
 
 def _adds_atomically(program: Program) -> bool:
+    from attncc.tile.nodes import ReduceAdd
+
     def found(x: object) -> bool:
         if isinstance(x, ReduceAdd) and x.how == "atomic":
             return True

@@ -11,8 +11,7 @@ from torch import Tensor
 from attncc.expr.evaluate import evaluate
 from attncc.expr.nodes import Expr, Var
 from attncc.ir.nodes import Param, Spec
-from attncc.runtime.checks import Number
-from attncc.runtime.interface import interface_of
+from attncc.runtime.interface import Number, interface_of
 from attncc.runtime.warmup import shapes
 
 

@@ -5,20 +5,59 @@ It goes into the disk cache as plain data, so that a warm start neither reads no
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from attncc.expr.nodes import Const, Expr, Op, Var, walk
-from attncc.ir.nodes import Axis, ConstParam, Param, Spec, Weights
+if TYPE_CHECKING:
+    from attncc.expr.nodes import Expr
+    from attncc.ir.nodes import Spec
+
+Sort = Literal["int", "real", "bool"]
+Number = int | float | bool
+Size = int | str | tuple[Any, ...]
+"""An axis' size: a number, a name, or (operation, arguments, sort)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A constant of the header and its default."""
+
+    name: str
+    value: Number
+    sort: Sort
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """An axis of a captured tensor: its index, "" for a plain number, and its size."""
+
+    index: str
+    size: Size
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A captured tensor. `offsets` holds any number of cumulative ends."""
+
+    name: str
+    sort: Sort
+    axes: tuple[Extent, ...]
+    offsets: bool = False
+
+    def __str__(self) -> str:
+        """As the header declares it: `real[h]`."""
+        axes = ", ".join(a.index or (str(a.size) if isinstance(a.size, int | str) else "...") for a in self.axes)
+        return "offsets" if self.offsets else f"{self.sort}[{axes}]" if axes else self.sort
 
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """The face of a spec. `params` come without the bounds their author promises."""
+    """The face of a spec."""
 
     name: str
-    constants: tuple[ConstParam, ...]
-    params: tuple[Param, ...]
+    constants: tuple[Constant, ...]
+    params: tuple[Captured, ...]
     lse: bool
 
     @property
@@ -34,11 +73,69 @@ class Interface:
 
 def interface_of(spec: Spec) -> Interface:
     """The interface of `spec`. It has an lse where exactly one normaliser is a ratio."""
+    from attncc.expr.nodes import walk
+    from attncc.ir.nodes import Weights
+
     roots = [*(s.body for s in spec.statements), spec.out.body]
     ratios = {n for root in roots for n in walk(root) if isinstance(n, Weights) and n.normaliser.kind == "ratio"}
-    params = tuple(Param(p.name, p.sort, p.axes, None, p.offsets) for p in spec.params)
-    constants = tuple(ConstParam(c.name, c.value, c.sort) for c in spec.constants)
-    return Interface(spec.name, constants, params, len(ratios) == 1)
+    params = tuple(
+        Captured(p.name, p.sort, tuple(Extent(a.index, _size(a.size)) for a in p.axes), p.offsets) for p in spec.params
+    )
+    return Interface(
+        spec.name, tuple(Constant(c.name, c.value, c.sort) for c in spec.constants), params, len(ratios) == 1
+    )
+
+
+def size(s: Size, known: Mapping[str, Number]) -> int | None:
+    """The value of a size, at least 0; None where it uses a name that is not known."""
+    if isinstance(s, int):
+        return max(0, s)
+    if isinstance(s, str):
+        return known.get(s)  # type: ignore[return-value]
+    from attncc.expr.evaluate import evaluate
+    from attncc.expr.nodes import Var, walk
+
+    e = _expr(s)
+    leaves = [n for n in walk(e) if isinstance(n, Var)]
+    if any(v.name not in known for v in leaves):
+        return None
+    return max(0, int(evaluate(e, {v: known[v.name] for v in leaves})))
+
+
+def _size(e: Expr) -> Size:
+    from attncc.expr.nodes import Const, Op, Var
+
+    match e:
+        case Const(int(value), "int"):
+            return value
+        case Const(value, sort):
+            return ("const", value, sort)
+        case Var(name, "int"):
+            return name
+        case Var(name, sort):
+            return ("var", name, sort)
+        case Op(name, args, sort):
+            return ("op", name, tuple(_size(a) for a in args), sort)
+        case _:
+            raise TypeError(f"an axis can't have the size {e!r}")
+
+
+def _expr(s: Size) -> Expr:
+    from attncc.expr.nodes import Const, Op, Var
+
+    match s:
+        case int():
+            return Const(s, "int")
+        case str():
+            return Var(s, "int")
+        case ("const", value, sort):
+            return Const(value, sort)
+        case ("var", name, sort):
+            return Var(name, sort)
+        case (_, name, args, sort):
+            return Op(name, tuple(_expr(a) for a in args), sort)
+        case _:
+            raise ValueError(f"no size: {s!r}")
 
 
 def to_data(face: Interface) -> dict[str, Any]:
@@ -46,42 +143,19 @@ def to_data(face: Interface) -> dict[str, Any]:
     return {
         "name": face.name,
         "constants": [[c.name, c.value, c.sort] for c in face.constants],
-        "params": [
-            [p.name, p.sort, [[a.index, _expr_to_data(a.size)] for a in p.axes], p.offsets] for p in face.params
-        ],
+        "params": [[p.name, p.sort, [[a.index, a.size] for a in p.axes], p.offsets] for p in face.params],
         "lse": face.lse,
     }
 
 
 def from_data(data: dict[str, Any]) -> Interface:
-    """The inverse of `to_data`."""
-    constants = tuple(ConstParam(name, value, sort) for name, value, sort in data["constants"])
+    """The inverse of `to_data`, of what JSON made of it."""
     params = tuple(
-        Param(name, sort, tuple(Axis(index, _expr_from_data(size)) for index, size in axes), None, offsets)
+        Captured(name, sort, tuple(Extent(index, _tuples(size)) for index, size in axes), offsets)
         for name, sort, axes, offsets in data["params"]
     )
-    return Interface(data["name"], constants, params, data["lse"])
+    return Interface(data["name"], tuple(Constant(*c) for c in data["constants"]), params, data["lse"])
 
 
-def _expr_to_data(e: Expr) -> list[Any]:
-    match e:
-        case Const(value, sort):
-            return ["const", value, sort]
-        case Var(name, sort):
-            return ["var", name, sort]
-        case Op(name, args, sort):
-            return ["op", name, [_expr_to_data(a) for a in args], sort]
-        case _:
-            raise TypeError(f"an axis can't have the size {e!r}")
-
-
-def _expr_from_data(data: list[Any]) -> Expr:
-    match data:
-        case ["const", value, sort]:
-            return Const(value, sort)
-        case ["var", name, sort]:
-            return Var(name, sort)
-        case ["op", name, args, sort]:
-            return Op(name, tuple(_expr_from_data(a) for a in args), sort)
-        case _:
-            raise ValueError("no expression")
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from attncc.runtime.checks import Number, describe
 from attncc.runtime.family import Family, Half, Which
+from attncc.runtime.interface import Number
 from attncc.schedule.variant import Target, Variant
 from attncc.tile.nodes import Dtype
 
@@ -40,7 +40,7 @@ def report(family: Family, constants: Mapping[str, Number]) -> str:
     face = family.face
     lines = [f"attention {face.name}"]
     lines += [f"  constant {name} = {value!r}" for name, value in constants.items()]
-    lines += [f"  tensor   {p.name}: {describe(p)}" for p in face.params]
+    lines += [f"  tensor   {p.name}: {p}" for p in face.params]
     lines.append(f"  lse      {'yes' if face.lse else 'no'}")
     for half in family.halves:
         lines += _half_lines(half)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +11,9 @@ from torch import Tensor
 from attncc.runtime.interface import Interface
 from attncc.runtime.mistakes import UnsupportedDtype
 from attncc.schedule.variant import Layout, Target, Variant
-from attncc.tile.nodes import Dtype
+
+if TYPE_CHECKING:
+    from attncc.tile.nodes import Dtype
 
 DTYPES: Mapping[torch.dtype, Dtype] = {
     torch.float64: "f64",

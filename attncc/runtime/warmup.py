@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from attncc.diagnostics import did_you_mean
-from attncc.expr.evaluate import evaluate
-from attncc.expr.nodes import Expr, Sort, Var
-from attncc.runtime.checks import ROLES, Number
-from attncc.runtime.interface import Interface
+from attncc.runtime.checks import ROLES
+from attncc.runtime.interface import Interface, Number, Sort, size
 from attncc.runtime.mistakes import MissingTensor, UnknownTensor, WrongGroups
 
 SIZES = ("B", "H", "G", "M", "N", "D", "E")
@@ -37,12 +35,10 @@ def full_sizes(given: Mapping[str, Any]) -> dict[str, int]:
 
 def shapes(face: Interface, constants: Mapping[str, Number], sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor. `offsets` are those of a single document."""
-    environment: dict[Expr, Number] = {Var(n, "int"): s for n, s in sizes.items()}
-    environment |= {Var(c.name, c.sort): constants[c.name] for c in face.constants}
+    known = {**constants, **sizes}
     found = {name: tuple(sizes[a] for a in axes) for name, axes in ROLES.items()}
     for param in face.params:
-        extents = (2,) if param.offsets else tuple(int(evaluate(a.size, environment)) for a in param.axes)
-        found[param.name] = tuple(max(0, e) for e in extents)
+        found[param.name] = (2,) if param.offsets else tuple(size(a.size, known) or 0 for a in param.axes)
     return found
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from attncc.tile.nodes import Dtype
+if TYPE_CHECKING:
+    from attncc.tile.nodes import Dtype
 
 Target = Literal["triton", "torch", "gluon"]
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
-from attncc.expr.build import ivar, op
+from attncc.expr.build import ivar, lift, op
 from attncc.ir.nodes import Axis, ConstParam, Param
-from attncc.runtime.interface import Interface, from_data, interface_of, to_data
+from attncc.runtime.interface import from_data, interface_of, size, to_data
 from tests.runtime.fake_driver import spec
 
 
@@ -19,10 +20,12 @@ def test_of_a_spec() -> None:
 
 def test_round_trip_through_json() -> None:
     blocks = op("floordiv", op("add", ivar("N"), ivar("block")), ivar("block"))
-    face = Interface(
-        "x",
-        (ConstParam("block", 16, "int"), ConstParam("cap", 1.5, "real"), ConstParam("on", True, "bool")),
-        (Param("t", "real", (Axis("h", ivar("H")), Axis("", blocks))), Param("cu", "int", (), offsets=True)),
-        False,
-    )
+    params: tuple[Param, ...] = (Param("t", "real", (Axis("h", ivar("H")), Axis("", blocks), Axis("r", lift(4)))),)
+    params = (*params, Param("cu", "int", (Axis("", ivar("S")),), offsets=True))
+    constants = (ConstParam("block", 16, "int"), ConstParam("cap", 1.5, "real"), ConstParam("on", True, "bool"))
+    face = interface_of(replace(spec(), constants=constants, params=params))
     assert from_data(json.loads(json.dumps(to_data(face)))) == face
+    assert [str(p) for p in face.params] == ["real[h, ..., r]", "offsets"]
+    t, cu = face.params
+    assert [size(a.size, {"H": 3, "N": 33, "block": 16}) for a in t.axes] == [3, 3, 4]
+    assert [size(a.size, {"H": 3}) for a in (*t.axes, *cu.axes)] == [3, None, 4, None]
