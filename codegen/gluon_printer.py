@@ -13,7 +13,7 @@ from attncc.codegen.gluon_spelling import Layouts, swizzle
 from attncc.codegen.gluon_statements import Body, Scope
 from attncc.codegen.host import _Host, helpers, programs_of
 from attncc.codegen.scalars import python_name
-from attncc.codegen.signature import Arg, signature, sizes, tensors
+from attncc.codegen.signature import Arg, kernel_function, signature, sizes, tensors
 from attncc.codegen.writer import WIDTH, Writer
 from attncc.errors import InternalError
 from attncc.expr.interval import Interval
@@ -190,7 +190,7 @@ class _KernelPrinter:
         if stray:
             raise InternalError(f"kernel {self.kernel.name} uses {', '.join(sorted(stray))} without being passed it")
         integers = [a.name for a in arguments(self.program, self.kernel) if a.type in ("i32", "i64")]
-        self._function(self.kernel.name, args, inside, integers, self.kernel.note)
+        self._function(kernel_function(self.kernel), args, inside, integers, self.kernel.note)
         return self.scope.helpers
 
     def _function(self, name: str, args: list[str], body: Writer, integers: list[str], note: str = "") -> None:
@@ -291,4 +291,4 @@ class _GluonHost(_Host):
                 args.append(python_name(arg.name))
         listed = ", ".join(args) + ("," if len(args) == 1 else "")
         config = [f"warps={kernel.config.warps}", f"registers={kernel.config.registers or None}"]
-        self.w.call("_launch", [kernel.name, programs_of(kernel.grid), f"({listed})", *config])
+        self.w.call("_launch", [kernel_function(kernel), programs_of(kernel.grid), f"({listed})", *config])

@@ -128,12 +128,19 @@ def _where(args: list[Text], sort: Sort, real: str) -> Text:
     """Two numbers would take torch's default dtype, so the first is made a tensor of ours."""
     c, a, b = args
     if not c.tensor:
+        kind = "torch.int64" if sort == "int" else "torch.bool" if sort == "bool" else real
+        a, b = (x if x.tensor else _lifted(x, kind) for x in (a, b))
         return Text(f"{a.at(AND)} if {c.at(AND)} else {b.at(TERNARY)}", TERNARY, True, sort)
     first = a.at(TERNARY)
     if not a.tensor and not b.tensor:
-        kind = {"real": real, "int": "torch.int64", "bool": "torch.bool"}[sort]
-        first = f"torch.full((), {first}, dtype={kind}, device={c.at(CALL)}.device)"
+        kind = "torch.int64" if sort == "int" else "torch.bool" if sort == "bool" else real
+        first = _lifted(a, kind).text
     return Text(f"torch.where({c.at(TERNARY)}, {first}, {b.at(TERNARY)})", CALL, True, sort)
+
+
+def _lifted(number: Text, kind: str) -> Text:
+    """A number as a tensor without dimensions."""
+    return Text(f"torch.full((), {number.at(TERNARY)}, dtype={kind}, device=device)", CALL, True, number.sort)
 
 
 def dims(text: str, trailing: int) -> str:

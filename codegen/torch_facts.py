@@ -146,6 +146,8 @@ class Facts:
                 return self.constants.get(name)
             case Op("lt", (a, b)) if (s := self.span(a)) is not None and self.inside(s, b):
                 return TRUE
+            case Op("lt", (Const(a), Const(b))):
+                return TRUE if a < b else FALSE
             case Op("le", (Const(0), a)) if (s := self.span(a)) is not None and s.offset is ZERO:
                 return TRUE
             case Op("and" | "or" as name, (a, b)):

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from attncc.codegen.host import LAUNCH, helpers, print_host
 from attncc.codegen.scalars import python_name
-from attncc.codegen.signature import signature
+from attncc.codegen.signature import kernel_function, signature
 from attncc.codegen.triton_exprs import FAST_TANH, HELPERS
 from attncc.codegen.triton_statements import KernelBody
 from attncc.codegen.writer import Writer
@@ -62,7 +62,7 @@ def print_kernel(w: Writer, program: Program, kernel: Kernel) -> set[str]:
     body = KernelBody(w, program, kernel)
     fixed = [python_name(n) for n in kernel.scalars if program_sort(program, n) != "real"]
     w.line(f"@triton.jit(do_not_specialize={fixed!r})")
-    w.call(f"def {kernel.name}", args, ":")
+    w.call(f"def {kernel_function(kernel)}", args, ":")
     with body.indented():
         if kernel.note:
             w.lines(f'"""{kernel.note}"""')

@@ -105,7 +105,7 @@ class KernelBody:
     def _wide(self, e: Expr) -> str:
         if isinstance(e, Const):
             return "" if e.value == 0 else repr(e.value)
-        return f"{self.scalar(e, CALL)}.to(tl.int64)"
+        return f"tl.cast({self.scalar(e)}, tl.int64)"
 
     def _axes(self, v: Var) -> tuple[str, ...]:
         own = self.types.get(v.name)
