@@ -11,7 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from attncc.tile import nodes as t
+from attncc.tile.verify_hopper import partitions_are_apart
+from attncc.tile.verify_loops import order_is_free, ranges_disjoint, steering_is_uniform
 from attncc.tile.verify_memory import indices_inside, offsets_fit, one_owner
+from attncc.tile.verify_numbers import exponents_anchored, sums_are_wide
 from attncc.tile.verify_scope import Checked, Open
 from attncc.tile.verify_steps import backward_reads_all, grids_fit, steps_in_order
 from attncc.tile.verify_types import names_and_types, permuted_dots, yields_types
@@ -19,15 +22,22 @@ from attncc.tile.verify_types import names_and_types, permuted_dots, yields_type
 Check = Callable[[Checked, t.Kernel], None]
 
 CHECKS: tuple[Check, ...] = (
-    names_and_types,
+    names_and_types,  # 1
     yields_types,
-    permuted_dots,
-    indices_inside,
-    offsets_fit,
-    one_owner,
-    grids_fit,
+    permuted_dots,  # 2
+    ranges_disjoint,  # 3
+    order_is_free,  # 4
+    indices_inside,  # 5
+    exponents_anchored,  # 6
+    offsets_fit,  # 7
+    one_owner,  # 8
+    steering_is_uniform,  # 9
+    sums_are_wide,  # 10
+    partitions_are_apart,  # 11
+    grids_fit,  # 14
 )
-"""In the order they run; later checks rely on names and types being right."""
+"""In the order they run; later checks rely on names and types being right. 12 (steps_in_order)
+is of whole programs, 13 (backward_reads_all) of two."""
 
 
 def verify(program: t.Program, *, deterministic: bool = False) -> None:
