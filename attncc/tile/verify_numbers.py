@@ -78,15 +78,16 @@ def _may_be_lowest(origins: Origins, e: Expr, depth: int = 16) -> bool:
         case Op("max", args, _):
             return all(_may_be_lowest(origins, a, depth - 1) for a in args)
         case Op("where", (test, a, b), _):
-            return any(_may_be_lowest(origins, x, depth - 1) for x in (a, b) if not _tested(x, origins.expand(test)))
+            return any(_may_be_lowest(origins, x, depth - 1) for x in (a, b) if not _tested(origins, x, test))
         case Op("add" | "sub" | "mul" | "min", args, _):
             return any(_may_be_lowest(origins, a, depth - 1) for a in args)
         case _:
             return False
 
 
-def _tested(x: Expr, test: Expr) -> bool:
-    return bool(free_vars(x)) and free_vars(x) <= free_vars(test)
+def _tested(origins: Origins, x: Expr, test: Expr) -> bool:
+    names = free_vars(origins.expand(x))
+    return bool(names) and names <= free_vars(origins.expand(test))
 
 
 def _name_may_be_lowest(origins: Origins, name: str, depth: int) -> bool:
