@@ -47,17 +47,21 @@ def digest(*parts: str) -> str:
 @lru_cache(maxsize=1)
 def sources_key() -> str:
     """A hash of the sources of every part of attncc: another compiler never reads this one's entries."""
-    home = Path(__file__).parents[1]
+    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     roots = [home]
     for part in ("grammar", "codegen"):
         spec = importlib.util.find_spec(f"attncc.{part}")
-        if spec is not None and spec.origin is not None and not Path(spec.origin).is_relative_to(home):
-            roots.append(Path(spec.origin).parent)
+        if spec is not None and spec.origin is not None and not spec.origin.startswith(home + os.sep):
+            roots.append(os.path.dirname(spec.origin))
     h = hashlib.sha256()
     for root in roots:
-        for path in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".lark")):
-            h.update(str(path.relative_to(root)).encode())
-            h.update(path.read_bytes())
+        for folder, folders, files in os.walk(root):
+            folders.sort()
+            for name in sorted(f for f in files if f.endswith((".py", ".lark"))):
+                path = os.path.join(folder, name)
+                h.update(os.path.relpath(path, root).encode())
+                with open(path, "rb") as f:
+                    h.update(f.read())
     return h.hexdigest()
 
 

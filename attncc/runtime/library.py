@@ -56,8 +56,8 @@ def _define(name: str, attention: Attention) -> Ops:
     for key in ("CPU", "CUDA"):
         _library.impl(name, _forward(attention), key)
         _library.impl(f"{name}_backward", _backward(attention), key)
-    torch.library.register_fake(f"attncc::{name}", _fake_forward(attention), lib=_library)
-    torch.library.register_fake(f"attncc::{name}_backward", _fake_backward(attention), lib=_library)
+    _library.impl(name, _fake_forward(attention), "Meta")
+    _library.impl(f"{name}_backward", _fake_backward(attention), "Meta")
     torch.library.register_autograd(f"attncc::{name}", _autograd(attention, ops), setup_context=_save, lib=_library)
     return ops
 
