@@ -71,18 +71,27 @@ class Plan:
         """The gradients of `tensors`, None where `needs` does not hold."""
         half = self.backward_half(needs, d_lse is not None)
         d_out = torch.zeros_like(out) if d_out is None else d_out
-        if self.place.mode != "torch" and layout_of(d_out) != Layout():
-            d_out = d_out.clone(memory_format=torch.contiguous_format)  # one copy is cheaper than one more variant
+        if self.place.mode != "torch":
+            out, d_out = self._as_promised("out", out, tensors), self._as_promised("d_out", d_out, tensors)
         named = dict(zip(self.family.face.inputs, tensors, strict=True))
         named |= {"out": out, "d_out": d_out}
         if lse is not None:
-            named["lse"] = lse
+            named["lse"] = _contiguous(lse)
         if d_lse is not None:
-            named["d_lse"] = d_lse.contiguous()
+            named["d_lse"] = _contiguous(d_lse)
         args = tuple(named[n] for n in half.inputs)
         grads = dict(zip(half.outputs, self._run(half.function, args, half.bind(self.constants)), strict=True))
         inputs = self.family.face.inputs
         return [grads[f"d_{n}"] if need else None for n, need in zip(inputs, needs, strict=True)]
+
+    def _as_promised(self, name: str, tensor: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
+        """`tensor`, laid out like the forward's own result where it breaks the variant's promise of its strides.
+
+        Most often an expanded gradient; one copy is cheaper than one more variant.
+        """
+        if self.half.variant.layout(name).covers(layout_of(tensor)):
+            return tensor
+        return torch.empty_strided(tensor.shape, self._strides(tensors), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
     def _run(
         self, function: Callable[..., tuple[Tensor, ...]], args: tuple[Tensor, ...], keywords: Mapping[str, Number]
@@ -91,6 +100,12 @@ class Plan:
             return function(*args, **keywords)
         with torch.cuda.device(self.device):
             return function(*args, **keywords)
+
+
+def _contiguous(tensor: Tensor) -> Tensor:
+    """A contiguous tensor whose base is a multiple of 16 bytes, as every allocation's is."""
+    whole = tensor.contiguous()
+    return whole if address(whole) % 16 == 0 else whole.clone()
 
 
 class Attention:

@@ -71,8 +71,12 @@ _stages = threading.Lock()
 class Family:
     """Everything compiled from one text. Shared by all that compile that text, whatever their constants."""
 
-    def __init__(self, key: str, face: Interface, load: Callable[[], tuple[Spec, Source]], deterministic: bool) -> None:
+    def __init__(
+        self, key: str, text: str, face: Interface, load: Callable[[], tuple[Spec, Source]], deterministic: bool
+    ) -> None:
         self.key = key
+        self.text = text
+        """The spec's own text."""
         self.face = face
         self.deterministic = deterministic
         self.builds = 0
@@ -278,7 +282,7 @@ def _new_family(
             return Entry(to_data(interface_of(load()[0])))
 
     entry, _ = cache().get_or_build(interface, read)
-    return Family(key, from_data(entry.data), load, deterministic)
+    return Family(key, text, from_data(entry.data), load, deterministic)
 
 
 def _read(spec: str | os.PathLike[str]) -> str | None:

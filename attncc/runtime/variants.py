@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from attncc.runtime.interface import Interface
 from attncc.runtime.mistakes import UnsupportedDtype
-from attncc.schedule.variant import Layout, Target, Variant
+from attncc.schedule.variant import NEAR, Layout, Target, Variant
 
 if TYPE_CHECKING:
     from attncc.tile.nodes import Dtype
@@ -40,7 +41,7 @@ def forward_variant(face: Interface, tensors: tuple[Tensor, ...], target: Target
         where = "Triton's interpreter does" if interpreted else "Kernels for this device do"
         raise UnsupportedDtype(f"{where} not compute in {q.dtype}")
     named = tuple(zip(face.inputs, tensors, strict=True))
-    layouts = () if target == "torch" else tuple((n, lay) for n, t in named if (lay := layout_of(t)) != _PLAIN)
+    layouts = () if target == "torch" else _layouts(face, named)
     tf32 = target != "torch" and dtype == "f32" and torch.get_float32_matmul_precision() != "highest"
     precision: Literal["ieee", "tf32"] = "tf32" if tf32 else "ieee"
     return Variant(
@@ -54,14 +55,41 @@ def forward_variant(face: Interface, tensors: tuple[Tensor, ...], target: Target
     )
 
 
-def layout_of(tensor: Tensor) -> Layout:
-    """What a tensor's strides and base keep. The stride of an axis of one element is never used."""
+def _layouts(face: Interface, named: tuple[tuple[str, Tensor], ...]) -> tuple[tuple[str, Layout], ...]:
+    """What doesn't keep every promise: inputs as they came, results and gradients as they will be allocated."""
+    q, k, v = (t for _, t in named[:3])
+    found = {n: layout_of(t) for n, t in named[:3]}
+    for param, (name, tensor) in zip(face.params, named[3:], strict=True):
+        walked = tuple(n for n, axis in enumerate(param.axes) if axis.index not in ("b", "h", "g"))
+        found[name] = layout_of(tensor, walked)
+    found["out"] = found["d_out"] = layout_of(result_like(q, v.shape[3]))
+    found |= {f"d_{n}": layout_of(result_like(t, t.shape[3])) for n, t in (("q", q), ("k", k), ("v", v))}
+    return tuple((name, layout) for name, layout in found.items() if layout != _PLAIN)
+
+
+def result_like(tensor: Tensor, channels: int) -> Tensor:
+    """A tensor without storage that has the strides of what printed programs allocate like `tensor`."""
+    like = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    if channels == tensor.shape[3]:
+        return torch.empty_like(like)
+    names: dict[str, Any] = {"torch": torch}
+    exec(import_module("attncc.codegen.helpers").EMPTY_ORDERED, names)
+    made: Tensor = names["_empty_ordered"](like, (*tensor.shape[:3], channels), tensor.dtype)
+    return made
+
+
+def layout_of(tensor: Tensor, walked: tuple[int, ...] = (2, 3)) -> Layout:
+    """What a tensor's strides and base keep. The stride of an axis of one element is never used.
+
+    `walked` are the axes that lie inside tiles: rows and channels of q, k, v and their like.
+    """
     strides = [(s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True)]
     item = tensor.element_size()
     unit = not strides or strides[-1][0] == 1 or strides[-1][1] <= 1
     others = strides[:-1] if unit else strides
     aligned = address(tensor) % 16 == 0 and all(s * item % 16 == 0 for s, n in others if n > 1)
-    return Layout(unit, aligned)
+    near = all(strides[a][0] <= NEAR or strides[a][1] <= 1 for a in walked)
+    return Layout(unit, aligned, near)
 
 
 def address(tensor: Tensor) -> int:
