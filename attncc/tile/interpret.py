@@ -157,7 +157,9 @@ def run_kernel(
         kind = (dtypes or {}).get(name) or _dtype(data)
         declared.append(Tensor(name, axes, tuple(Const(n, "int") for n in data.shape), kind))
         sorts.append(data)
-    run = _Run(Program("kernel", tuple(declared), (), (kernel,), (), ()), dict(scalars), np.random.default_rng(seed), check)
+    run = _Run(
+        Program("kernel", tuple(declared), (), (kernel,), (), ()), dict(scalars), np.random.default_rng(seed), check
+    )
     for t, data in zip(declared, sorts, strict=True):
         empty = data.dtype.kind == "f" and data.size > 0 and bool(np.isnan(data).all())
         new = GlobalTensor(t.name, t.axes, t.dtype, rounded(np.array(data), t.dtype), written=not empty)

@@ -216,9 +216,7 @@ class Walker:
 
         return see
 
-    def _visits(
-        self, thread: Thread, axes: tuple[str, str], keys: tuple[str, ...], extents: tuple[int, int]
-    ) -> Visits:
+    def _visits(self, thread: Thread, axes: tuple[str, str], keys: tuple[str, ...], extents: tuple[int, int]) -> Visits:
         """The counter of these axes: named after the kernel and partition, then the loop's axis, then numbered."""
         table = self.launched.visits
         base = self.launched.kernel.name + (f"/{thread.name}" if thread.name else "")

@@ -345,7 +345,9 @@ class SharedMemory:
 
     # --- bulk copies ------------------------------------------------------------------------------------------------
 
-    def _box(self, s: CopyIn | CopyOut, env: Env, walker: Walker) -> tuple[_Buffer, tuple[slice, ...], str, list[Array], Array]:
+    def _box(
+        self, s: CopyIn | CopyOut, env: Env, walker: Walker
+    ) -> tuple[_Buffer, tuple[slice, ...], str, list[Array], Array]:
         """The slot and, for each of its elements, the index on every tensor axis and whether it is in range."""
         buffer, box, name = self._buffer(s.slot, env, walker)
         tensor = walker.tensor(s.tensor)

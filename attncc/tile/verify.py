@@ -52,10 +52,10 @@ def unproved(program: t.Program) -> tuple[Open, ...]:
 
 def _run(program: t.Program, deterministic: bool) -> Checked:
     c = Checked(program, deterministic)
-    steps_in_order(c)
     for kernel in program.kernels:
         for check in CHECKS:
             check(c, kernel)
+    steps_in_order(c)
     return c
 
 

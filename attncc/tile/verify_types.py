@@ -195,6 +195,9 @@ def _register(own: t.Type, type: t.Type, op: t.Op) -> str:
             return "" if resized else _same_axes(type, own.axes, own.dtype)
         case t.Cast():
             return _same_axes(type, own.axes, None)
+        case t.Rename():
+            sizes_match = [a.extent for a in own.axes] == [a.extent for a in type.axes]
+            return "" if sizes_match and own.dtype == type.dtype else "a Rename keeps extents and element type"
         case t.DotWait() | t.Convert():
             return "" if type == own else "it is of another type"
         case t.SplitAxis(_, axis, outer, inner):
@@ -252,6 +255,9 @@ def permuted_dots(c: Checked, kernel: t.Kernel) -> None:
                 if isinstance(x, str) and x in lies:
                     _expect_order(place, x, lies[x], type, op)
             lies[name] = type.names()
+        elif isinstance(op, t.Rename) and op.value in lies:
+            new = dict(zip(place.types[op.value].names(), type.names(), strict=True))
+            lies[name] = tuple(new[n] for n in lies[op.value])
         elif isinstance(op, _KEEPS):
             wide = [n for n in operands(op) if n in lies and len(lies[n]) > 1 and set(lies[n]) == set(type.names())]
             if wide:

@@ -92,6 +92,7 @@ EVERY_OP: tuple[t.Op, ...] = (
     t.SplitAxis("x", "i", t.Axis("io", 2), t.Axis("ii", 8)),
     t.JoinAxis("x", "io", "ii", I),
     t.GatherAxis("x", "at", "i"),
+    t.Rename("x"),
     t.Pack("x", 4, "i"),
     t.Unpack("x", 4, "i"),
     t.Random("seed", op("add", ivar("i"), ivar("j"))),

@@ -57,7 +57,7 @@ def altered(program: t.Program, change: Change) -> t.Program:
     return replace(program, kernels=(replace(kernel, body=changed(kernel.body, change)),))
 
 
-def let(name: str, **fields: Any) -> Change:
+def let(name: str, /, **fields: Any) -> Change:
     """Other fields for the Let of this name."""
     return lambda s: swap(s, **fields) if isinstance(s, t.Let) and s.name == name else s
 
