@@ -46,6 +46,8 @@ class KernelBody:
                 self.known[Var(name, "int")] = Interval(1 if name in "HG" else 0, ALL.hi)
         for axis in kernel.grid:
             self.known[Var(axis.name, "int")] = Interval(0, ALL.hi)
+            if isinstance(axis.extent, Var) and axis.role != "tile":
+                self.known[axis.extent] = Interval(1, ALL.hi)  # a program runs, so there is one
 
     @contextmanager
     def indented(self) -> Iterator[None]:
@@ -89,7 +91,8 @@ class KernelBody:
             if base:
                 scalars.append(f"{base} * {stride}" if stride else base)
             if local:
-                vectors.append(f"{local} * {stride}.to(tl.int32)" if stride else local)
+                narrow = ".to(tl.int32)" if decl.near and self._small(at) else ""
+                vectors.append(f"{local} * {stride}{narrow}" if stride else local)
         return " + ".join([*scalars, *vectors])
 
     def _parts(self, at: Expr, axes: tuple[str, ...]) -> tuple[str, str]:
@@ -101,6 +104,10 @@ class KernelBody:
         if isinstance(at, Var) and self._axes(at):
             return "", f"{self.widened(at, axes, CALL)}.to(tl.int64)"
         return self._wide(at), ""
+
+    def _small(self, at: Expr) -> bool:
+        """Whether what has axes in an index is a position in a tile: times a near stride it fits 32 bits."""
+        return isinstance(at, Var) and at.name in self.iotas and self.types[at.name].axes[0].extent <= 256
 
     def _wide(self, e: Expr) -> str:
         if isinstance(e, Const):
@@ -124,7 +131,8 @@ class KernelBody:
             if base:
                 offset = f"{offset} + {base}" if offset else base
             if local:
-                vectors.append(local)
+                last = n == len(index) - 1 or not self._small(at)
+                vectors.append(local if last else f"{local}.to(tl.int64)")
         return " + ".join([python_name(decl.name), *([offset] if offset else []), *vectors])
 
     # --- statements -------------------------------------------------------------------------------------------------

@@ -20,9 +20,9 @@ from attncc.runtime.family import Family, Half, Place, Which, family, place_of
 from attncc.runtime.interface import Number
 from attncc.runtime.library import Ops, register
 from attncc.runtime.mistakes import NoSingleLse, UnknownBackend
-from attncc.runtime.variants import forward_variant, layout_of
+from attncc.runtime.variants import address, forward_variant, layout_of, result_like
 from attncc.runtime.warmup import meta_tensors
-from attncc.schedule.variant import Layout, Variant
+from attncc.schedule.variant import Variant
 
 _MEMO = 4096
 """Calls that are remembered by their shapes before all are forgotten."""
@@ -41,6 +41,8 @@ class Plan:
     keywords: Mapping[str, Number]
     device: int
     """The CUDA device, -1 on the CPU."""
+    strides: tuple[int, ...]
+    """Of the forward's out."""
     backwards: dict[tuple[Any, ...], Half] = field(default_factory=dict)
 
     def forward(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -72,7 +74,7 @@ class Plan:
         half = self.backward_half(needs, d_lse is not None)
         d_out = torch.zeros_like(out) if d_out is None else d_out
         if self.place.mode != "torch":
-            out, d_out = self._as_promised("out", out, tensors), self._as_promised("d_out", d_out, tensors)
+            out, d_out = self._as_promised("out", out), self._as_promised("d_out", d_out)
         named = dict(zip(self.family.face.inputs, tensors, strict=True))
         named |= {"out": out, "d_out": d_out}
         if lse is not None:
@@ -84,14 +86,14 @@ class Plan:
         inputs = self.family.face.inputs
         return [grads[f"d_{n}"] if need else None for n, need in zip(inputs, needs, strict=True)]
 
-    def _as_promised(self, name: str, tensor: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
+    def _as_promised(self, name: str, tensor: Tensor) -> Tensor:
         """`tensor`, laid out like the forward's own result where it breaks the variant's promise of its strides.
 
         Most often an expanded gradient; one copy is cheaper than one more variant.
         """
         if self.half.variant.layout(name).covers(layout_of(tensor)):
             return tensor
-        return torch.empty_strided(tensor.shape, self._strides(tensors), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+        return torch.empty_strided(tensor.shape, self.strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
     def _run(
         self, function: Callable[..., tuple[Tensor, ...]], args: tuple[Tensor, ...], keywords: Mapping[str, Number]
@@ -176,7 +178,8 @@ class Attention:
         inputs = compiled.face.inputs
         picks = None if half.inputs == inputs else tuple(inputs.index(n) for n in half.inputs)
         index = -1 if device.type != "cuda" else device.index if device.index is not None else 0
-        return Plan(compiled, self.constants, place, half, picks, half.bind(self.constants), index)
+        strides = result_like(tensors[0], tensors[2].shape[3]).stride()
+        return Plan(compiled, self.constants, place, half, picks, half.bind(self.constants), index, strides)
 
     def _traced(self, q: Tensor, k: Tensor, v: Tensor, return_lse: bool, captured: dict[str, Tensor]) -> Any:
         """Under torch.compile: the registered operator."""

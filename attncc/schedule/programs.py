@@ -133,7 +133,7 @@ def _tensor(p: Problem, name: str, *, strided: bool) -> t.Tensor:
     size: Expr = Const(p.variant.D if channel == "D" else p.variant.E, "int")
     extents = (B, *(ivar(x) for x in middle), size)
     layout = p.variant.layout(name)
-    return t.Tensor(name, axes, extents, p.variant.dtype, strided, layout.unit, layout.aligned)
+    return t.Tensor(name, axes, extents, p.variant.dtype, strided, layout.unit, layout.aligned, layout.near)
 
 
 def _stat(p: Problem, name: str) -> t.Tensor:
@@ -145,4 +145,4 @@ def _captured(p: Problem, x: Param) -> t.Tensor:
     axes = tuple(a.index or f"x{n}" for n, a in enumerate(x.axes))
     extents = tuple(sizes.get(a.index, a.size) for a in x.axes)
     layout = p.variant.layout(x.name)
-    return t.Tensor(x.name, axes, extents, p.capture_dtype(x.name), True, layout.unit, layout.aligned)
+    return t.Tensor(x.name, axes, extents, p.capture_dtype(x.name), True, layout.unit, layout.aligned, layout.near)

@@ -9,14 +9,26 @@ if TYPE_CHECKING:
     from attncc.tile.nodes import Dtype
 
 Target = Literal["triton", "torch", "gluon"]
+NEAR = 1 << 22
+"""Elements: 256 lanes of this stride stay below 2**30."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What is promised of a tensor's strides: the last is 1; base and others are multiples of 16 bytes."""
+    """What is promised of a tensor's strides.
+
+    unit: the last is 1. aligned: the base and all other strides are multiples of 16 bytes. near: those of axes that
+    a tile walks are at most NEAR elements, so that offsets inside a tile fit 32 bits.
+    """
 
     unit: bool = True
     aligned: bool = True
+    near: bool = True
+
+    def covers(self, other: Layout) -> bool:
+        """Whether a tensor that keeps `other` keeps this promise, too."""
+        pairs = ((self.unit, other.unit), (self.aligned, other.aligned), (self.near, other.near))
+        return all(kept or not promised for promised, kept in pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +43,7 @@ class Variant:
     captured: tuple[tuple[str, Dtype], ...] = ()
     """Element types of the captured tensors, by name."""
     layouts: tuple[tuple[str, Layout], ...] = ()
-    """Tensors that are not unit and aligned; all others are."""
+    """Inputs, results and their gradients ("out", "d_q" ...) that don't keep every promise; all others do."""
     gradients: tuple[str, ...] = ()
     """Names of the inputs whose gradient the backward returns, in the order of the inputs."""
     lse_gradient: bool = False

@@ -53,7 +53,8 @@ class Tensor:
 
     `extents` are host expressions of the program's sizes. Strides are run-time arguments where `strided`; else the
     tensor is contiguous in the order of its axes. `unit` promises that the last stride is 1, `aligned` that the base
-    and all other strides are multiples of 16 bytes: both are declared variants, checked at launch.
+    and all other strides are multiples of 16 bytes, `near` that the strides of axes that tiles walk are at most 2**22
+    elements: all are declared variants, checked at launch.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Tensor:
     strided: bool = False
     unit: bool = True
     aligned: bool = True
+    near: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,8 @@ class Writer:
         """q[b: B, h: H, i: M, d: 64] bf16 strided."""
         pairs = zip(tensor.axes, tensor.extents, strict=True)
         axes = ", ".join(f"{spell_name(a)}: {self.expr(e)}" for a, e in pairs)
-        flags = " strided" * tensor.strided + " scattered" * (not tensor.unit) + " unaligned" * (not tensor.aligned)
+        flags = " strided" * tensor.strided + " scattered" * (not tensor.unit)
+        flags += " unaligned" * (not tensor.aligned) + " far" * (not tensor.near)
         return f"{spell_name(tensor.name)}[{axes}] {tensor.dtype}{flags}"
 
     def slot(self, slot: t.Slot | t.Bar) -> str:

@@ -112,8 +112,9 @@ class _Reader:
         pairs = self.many(c, axis, "]")
         dtype: Any = c.name()
         axes, extents = tuple(a for a, _ in pairs), tuple(e for _, e in pairs)
-        strided, scattered, unaligned = c.accept("strided"), c.accept("scattered"), c.accept("unaligned")
-        return t.Tensor(name, axes, extents, dtype, strided, not scattered, not unaligned)
+        strided, scattered = c.accept("strided"), c.accept("scattered")
+        unaligned, far = c.accept("unaligned"), c.accept("far")
+        return t.Tensor(name, axes, extents, dtype, strided, not scattered, not unaligned, not far)
 
     def slot(self, c: Cursor) -> t.Slot:
         name, part = c.name(), None
