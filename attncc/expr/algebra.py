@@ -8,16 +8,18 @@ forms), this one (and, or) and the table of single rules in `rules`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
 
 from attncc.expr import interval
 from attncc.expr.build import FALSE, TRUE, lift
 from attncc.expr.evaluate import UNDEFINED, apply
 from attncc.expr.interval import Interval
-from attncc.expr.nodes import Const, Expr, Op, Var, children, walk
+from attncc.expr.nodes import Const, Expr, Op, Var, children
 from attncc.expr.ops import OPS, result_sort
-from attncc.expr.order import scalar_walk, sort_key
+from attncc.expr.order import missing, operands, sort_key
 
+Part = TypeVar("Part", bound=tuple[Any, ...])
 SIZES = frozenset("BHGMNDE")
 SCORE = "s"
 """The real variable that isn't a run-time scalar: a normaliser's phi and psi are functions of it."""
@@ -28,10 +30,15 @@ def by_convention(v: Var) -> bool:
     return v.name in SIZES or (v.sort == "real" and v.name != SCORE)
 
 
+def _operands_of(name: str, e: Expr) -> list[tuple[Expr]]:
+    return [(a,) for a in e.args] if isinstance(e, Op) and e.name == name else []
+
+
 class Algebra:
     """Memo tables of one run: which nodes are run-time scalars, and what interval they lie in."""
 
-    def __init__(self, scalars: Collection[str] | None = None) -> None:
+    def __init__(self, scalars: Collection[str] | None = None, size: int = 0) -> None:
+        self.budget = 5_000 + 2 * size
         names = None if scalars is None else frozenset(scalars)
         self._is_scalar: Callable[[Var], bool] = by_convention if names is None else (lambda v: v.name in names)
         self._free: dict[Expr, bool] = {}
@@ -39,10 +46,8 @@ class Algebra:
 
     def index_free(self, e: Expr) -> bool:
         """Whether `e` is one number per launch: all variables under it, also inside atoms, are run-time scalars."""
-        if e not in self._free:
-            for node in walk(e):
-                if node not in self._free:
-                    self._free[node] = self._is_free(node)
+        for node in missing(e, self._free):
+            self._free[node] = self._is_free(node)
         return self._free[e]
 
     def _is_free(self, node: Expr) -> bool:
@@ -50,12 +55,31 @@ class Algebra:
             return self._is_scalar(node)
         return all(self._free[c] for c in children(node))
 
+    def parents_first(self, e: Expr, parts: Callable[[Expr], list[Part]]) -> list[tuple[Expr, list[Part]]]:
+        """The nodes of one family under `e` with their `parts`, each before its parts; a leaf has none.
+
+        Past the run's budget all but the topmost nodes are leaves: where thousands of nested products are each used
+        elsewhere too, gathering the factors of each would take quadratic time.
+        """
+        limit = max(self.budget, 16)
+        opened: dict[Expr, list[Part]] = {}
+        order: list[Expr] = []
+        stack: list[tuple[Expr, bool]] = [(e, False)]
+        while stack:
+            node, ready = stack.pop()
+            if ready:
+                order.append(node)
+            elif node not in opened:
+                opened[node] = parts(node) if len(opened) < limit else []
+                stack.append((node, True))
+                stack.extend((part[0], False) for part in opened[node])
+        self.budget -= len(order)
+        return [(node, opened[node]) for node in reversed(order)]
+
     def bounds(self, e: Expr) -> Interval:
         """The interval of `e`, knowing nothing of its leaves."""
-        if e not in self._bounds:
-            for node in scalar_walk(e, self._bounds.keys()):
-                if node not in self._bounds:
-                    self._bounds[node] = interval.step(node, self._bounds)
+        for node in missing(e, self._bounds, operands):
+            self._bounds[node] = interval.step(node, self._bounds)
         return self._bounds[e]
 
     def finite(self, e: Expr) -> bool:
@@ -93,7 +117,8 @@ class Algebra:
     def _logic(self, name: str, args: tuple[Expr, ...]) -> Expr:
         """rewrite: (b and a) and a --> a and b;  a and not a --> False"""
         neutral, absorbing = (TRUE, FALSE) if name == "and" else (FALSE, TRUE)
-        parts = {p for p in flatten(Op(name, args, "bool"), name) if p is not neutral}
+        nodes = self.parents_first(Op(name, args, "bool"), lambda e: _operands_of(name, e))
+        parts = {p for p, opened in nodes if not opened and p is not neutral}
         if absorbing in parts or any(isinstance(p, Op) and p.name == "not" and p.args[0] in parts for p in parts):
             return absorbing
         ordered = sorted(parts, key=sort_key)
@@ -101,21 +126,6 @@ class Algebra:
         for p in ordered[1:]:
             result = Op(name, (result, p), "bool")
         return result
-
-
-def flatten(e: Expr, name: str) -> Iterator[Expr]:
-    """The distinct operands of a tree of one binary operation."""
-    seen: set[Expr] = set()
-    stack = [e]
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if isinstance(node, Op) and node.name == name:
-            stack.extend(node.args)
-        else:
-            yield node
 
 
 def fold(name: str, args: tuple[Expr, ...]) -> Expr | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from attncc.expr.nodes import Const, Expr, Op
@@ -21,18 +20,17 @@ Linear = dict[Expr, int]
 
 def normal(cx: Algebra, e: Op) -> Expr:
     """rewrite: 2 * (i - j) + j --> 2 * i - j"""
-    return from_linear(linear(e))
+    return from_linear(linear(cx, e))
 
 
-def linear(e: Expr) -> Linear:
+def linear(cx: Algebra, e: Expr) -> Linear:
     """The coefficients of `e`, whose operands are in normal form."""
     total: Linear = {}
     pending: Linear = {e: 1}
-    for node in _parents_first(e):
+    for node, terms in cx.parents_first(e, lambda n: _opened(cx, n)):
         if node not in pending:
             continue
         c = pending.pop(node)
-        terms = _opened(node)
         if not terms:
             k, base = (node.value, UNIT) if isinstance(node, Const) else (1, node)
             total[base] = total.get(base, 0) + c * int(k)
@@ -67,7 +65,7 @@ def _term(c: int, x: Expr) -> Expr:
     return Op("neg", (x,), "int") if c == -1 else Op("mul", (Const(c, "int"), x), "int")
 
 
-def _opened(node: Expr) -> list[tuple[Expr, int]]:
+def _opened(cx: Algebra, node: Expr) -> list[tuple[Expr, int]]:
     """The terms of one node with their coefficients; none where it is a single term."""
     match node:
         case Op("add", (a, b), "int"):
@@ -77,21 +75,20 @@ def _opened(node: Expr) -> list[tuple[Expr, int]]:
         case Op("neg", (a,), "int"):
             return [(a, -1)]
         case Op("mul" | "square", _, "int"):
-            c, product = _product(node)
+            c, product = _product(cx, node)
             return [] if product is node else [(product, c)]
     return []
 
 
-def _product(e: Expr) -> tuple[int, Expr]:
+def _product(cx: Algebra, e: Expr) -> tuple[int, Expr]:
     """The literal coefficient of a product and its ordered factors."""
     coefficient = 1
     powers: dict[Expr, int] = {}
     pending: dict[Expr, int] = {e: 1}
-    for node in _parents_first(e, factors=True):
+    for node, parts in cx.parents_first(e, _factors):
         if node not in pending:
             continue
         n = pending.pop(node)
-        parts = _factors(node)
         for child, k in parts:
             pending[child] = pending.get(child, 0) + n * k
         if isinstance(node, Const):
@@ -127,19 +124,3 @@ def _monomial(powers: dict[Expr, int]) -> Expr:
         for f in factors[1:]:
             result = Op("mul", (result, f), "int")
     return result or UNIT
-
-
-def _parents_first(e: Expr, factors: bool = False) -> Iterator[Expr]:
-    """The nodes of a sum (or of a product), every node before its parts."""
-    order: list[Expr] = []
-    seen: set[Expr] = set()
-    stack: list[tuple[Expr, bool]] = [(e, False)]
-    while stack:
-        node, ready = stack.pop()
-        if ready:
-            order.append(node)
-        elif node not in seen:
-            seen.add(node)
-            stack.append((node, True))
-            stack.extend((child, False) for child, _ in (_factors(node) if factors else _opened(node)))
-    return reversed(order)

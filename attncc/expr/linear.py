@@ -7,6 +7,7 @@ from collections.abc import Collection
 from attncc.expr.algebra import Algebra
 from attncc.expr.build import lift, op
 from attncc.expr.nodes import Const, Expr, Op
+from attncc.expr.normal import normal_form
 from attncc.expr.order import scalar_walk
 
 _ONE = Const(1.0, "real")
@@ -27,21 +28,14 @@ def linear_terms(e: Expr, scalars: Collection[str] | None = None) -> list[tuple[
             continue
         c = pending.pop(node)
         if cx.index_free(node):
-            _put(cx, terms, _ONE, cx.make("mul", c, _normal(cx, node)))
+            _put(cx, terms, _ONE, cx.make("mul", c, normal_form(cx, node)))
             continue
         opened = _opened(cx, node)
         for part, factor in opened:
-            _put(cx, pending, part, cx.make("mul", c, _normal(cx, factor)))
+            _put(cx, pending, part, cx.make("mul", c, normal_form(cx, factor)))
         if not opened:
             _put(cx, terms, node, c)
     return [(c, t) for t, c in terms.items()]
-
-
-def _normal(cx: Algebra, e: Expr) -> Expr:
-    done: dict[Expr, Expr] = {}
-    for node in scalar_walk(e):
-        done[node] = cx.make(node.name, *(done[a] for a in node.args)) if isinstance(node, Op) else node
-    return done[e]
 
 
 def _put(cx: Algebra, table: dict[Expr, Expr], key: Expr, c: Expr) -> None:
@@ -75,8 +69,8 @@ def scale(e: Expr, c: Expr | float, scalars: Collection[str] | None = None) -> E
     rewrite: 2.0 * (k * x + b) --> (2.0 * k) * x + 2.0 * b
     """
     cx = Algebra(scalars)
-    factor = _normal(cx, lift(c))
-    root = _normal(cx, e)
+    factor = normal_form(cx, lift(c))
+    root = normal_form(cx, e)
     done: dict[Expr, tuple[Expr, int]] = {}
     passable = {"add", "sub", "where"} | ({"max", "min"} if cx.bounds(factor).lo > 0 else set())
     for node in _terms_first(root, passable):

@@ -29,6 +29,8 @@ class _Interned(type):
     _live: ClassVar[WeakValueDictionary[Any, Any]] = WeakValueDictionary()
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if cls is Op and not kwargs and (known := cls._live.get((cls, *args))) is not None:  # the usual case, and quick
+            return known
         node = super().__call__(*args, **kwargs)
         key = (cls, *(_key(getattr(node, f.name)) for f in dataclasses.fields(node) if f.compare))
         return cls._live.setdefault(key, node)

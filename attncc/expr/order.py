@@ -4,13 +4,14 @@ from one process to the next."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Container, Iterator
 from hashlib import blake2b
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from attncc.expr.nodes import Atom, Const, Expr, Op, Var, walk
+from attncc.expr.nodes import Atom, Const, Expr, Op, Var, children
 
+Children = Callable[[Expr], tuple[Expr, ...]]
 SortKey = tuple[int, str, float, str]
 
 _KEYS: WeakKeyDictionary[Expr, SortKey] = WeakKeyDictionary()
@@ -33,12 +34,29 @@ def scalar_walk(e: Expr | tuple[Expr, ...], leaves: Collection[Expr] = ()) -> It
             stack.extend((c, False) for c in reversed(node.args) if c not in seen)
 
 
+def operands(e: Expr) -> tuple[Expr, ...]:
+    """The arguments of an operation; atoms have none."""
+    return e.args if isinstance(e, Op) else ()
+
+
+def missing(e: Expr, memo: Container[Expr], under: Children = children) -> Iterator[Expr]:
+    """The nodes under `e` that a memo table lacks, children first; what it has isn't looked into."""
+    stack: list[tuple[Expr, bool]] = [(e, False)]
+    while stack:
+        node, ready = stack.pop()
+        if node in memo:
+            continue
+        if ready:
+            yield node
+        else:
+            stack.append((node, True))
+            stack.extend((c, False) for c in under(node) if c not in memo)
+
+
 def sort_key(e: Expr) -> SortKey:
     """A total order: constants by value, variables by name, atoms, operations; equal only for the same node."""
-    if e not in _KEYS:
-        for node in walk(e):
-            if node not in _KEYS:
-                _KEYS[node] = _key(node)
+    for node in missing(e, _KEYS):
+        _KEYS[node] = _key(node)
     return _KEYS[e]
 
 

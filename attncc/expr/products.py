@@ -8,7 +8,6 @@ powers. Valid wherever the product's factors are finite; a factor that isn't one
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from attncc.expr.nodes import Const, Expr, Op
@@ -57,15 +56,15 @@ def scaled(coefficient: Expr, body: Expr | None) -> Expr:
     return Op("mul", (coefficient, body), "real")
 
 
-def negated(e: Expr) -> Expr | None:
-    """-e where that takes a minus sign away."""
+def negated(e: Expr, depth: int = 3) -> Expr | None:
+    """-e where that takes a minus sign away; in a normal form none stands deeper than in the coefficient's literal."""
     match e:
         case Const(value, "real") if value < 0:
             return Const(-value, "real")
         case Op("neg", (x,), "real"):
             return x
-        case Op("mul" | "div" as name, (a, b), "real"):
-            positive = negated(a)
+        case Op("mul" | "div" as name, (a, b), "real") if depth:
+            positive = negated(a, depth - 1)
             if positive is not ONE:
                 return positive and Op(name, (positive, b), "real")
             return b if name == "mul" else Op("recip", (b,), "real")
@@ -89,15 +88,15 @@ def _factors(cx: Algebra, e: Op) -> tuple[Powers, list[Expr]]:
     pending: Powers = {e: (1, 0)}
     powers: Powers = {}
     conditions: dict[Expr, None] = {}
-    for node in _parents_first(e):
+    for node, opened in cx.parents_first(e, _opened):
         if node not in pending:
             continue
         up, down = pending.pop(node)
-        opened = _opened(node)
-        gate = _gate(node) if down == 0 else None
-        if gate:
-            condition, positive, opened = gate
-            conditions[condition if positive else cx.make("not", condition)] = None
+        if opened and isinstance(node, Op) and node.name == "where":
+            if down:
+                opened = []
+            else:
+                conditions[_gate(cx, node)] = None
         for child, num, den in opened:
             old = pending.get(child, (0, 0))
             pending[child] = (old[0] + up * num + down * den, old[1] + up * den + down * num)
@@ -121,34 +120,15 @@ def _opened(node: Expr) -> list[tuple[Expr, int, int]]:
             return [(a, 2, 0)]
         case Op("rsqrt", (a,), _) if not isinstance(a, Const):
             return [(Op("sqrt", (a,), "real"), 0, 1)]
+        case Op("where", (_, a, b), "real") if (a is ZERO) != (b is ZERO):
+            return [(b if a is ZERO else a, 1, 0)]
     return []
 
 
-def _gate(node: Expr) -> tuple[Expr, bool, list[tuple[Expr, int, int]]] | None:
-    """Of a choice between a value and 0: the condition, whether it holds for the value, and the value."""
-    match node:
-        case Op("where", (c, a, b), "real") if b is ZERO and a is not ZERO:
-            return c, True, [(a, 1, 0)]
-        case Op("where", (c, a, b), "real") if a is ZERO and b is not ZERO:
-            return c, False, [(b, 1, 0)]
-    return None
-
-
-def _parents_first(e: Expr) -> Iterator[Expr]:
-    """The nodes of a product, every node before its factors."""
-    order: list[Expr] = []
-    seen: set[Expr] = set()
-    stack: list[tuple[Expr, bool]] = [(e, False)]
-    while stack:
-        node, ready = stack.pop()
-        if ready:
-            order.append(node)
-        elif node not in seen:
-            seen.add(node)
-            gate = _gate(node)
-            stack.append((node, True))
-            stack.extend((child, False) for child, _, _ in (gate[2] if gate else _opened(node)))
-    return reversed(order)
+def _gate(cx: Algebra, choice: Expr) -> Expr:
+    """Where a choice between a value and 0 is not 0."""
+    assert isinstance(choice, Op)
+    return cx.make("not", choice.args[0]) if choice.args[1] is ZERO else choice.args[0]
 
 
 def _literal(powers: Powers) -> tuple[float, Powers]:

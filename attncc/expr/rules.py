@@ -132,7 +132,7 @@ def divide_known(cx: Algebra, a: Expr, b: Expr) -> Expr | None:
         case Const(1, "int"):
             return a
         case Const(c, "int") if c != 0:
-            whole, rest = _multiples(a, int(c))
+            whole, rest = _multiples(cx, a, int(c))
             if whole:
                 return cx.make("add", from_linear(whole), cx.make("floordiv", from_linear(rest), b))
             if isinstance(a, Op) and a.name == "floordiv" and isinstance(a.args[1], Const):
@@ -150,7 +150,7 @@ def modulo_known(cx: Algebra, a: Expr, b: Expr) -> Expr | None:
         case Const(1 | -1, "int"):
             return lift(0)
         case Const(c, "int") if c != 0:
-            whole, rest = _multiples(a, int(c))
+            whole, rest = _multiples(cx, a, int(c))
             if whole:
                 return cx.make("mod", from_linear(rest), b)
     return None
@@ -165,11 +165,11 @@ def _quotient(cx: Algebra, a: Expr, b: Expr) -> int | None:
     return int(q.lo) if q.lo == q.hi and q.finite else None
 
 
-def _multiples(a: Expr, c: int) -> tuple[dict[Expr, int], dict[Expr, int]]:
+def _multiples(cx: Algebra, a: Expr, c: int) -> tuple[dict[Expr, int], dict[Expr, int]]:
     """The terms of `a` that c divides, each divided by c, and the other terms; a constant is split."""
     whole: dict[Expr, int] = {}
     rest: dict[Expr, int] = {}
-    for t, k in linear(a).items():
+    for t, k in linear(cx, a).items():
         if k % c == 0:
             whole[t] = k // c
         elif t is UNIT and not 0 < k / c < 1:

@@ -12,12 +12,10 @@ from collections.abc import Collection, Iterable, Sequence
 
 from attncc.expr.algebra import Algebra
 from attncc.expr.build import op
-from attncc.expr.integers import FAMILY as INTEGERS
-from attncc.expr.integers import PRODUCTS as INTEGER_PRODUCTS
 from attncc.expr.linear import linear_terms, scale
-from attncc.expr.nodes import Const, Expr, Op, Var, children, walk, with_children
+from attncc.expr.nodes import Const, Expr, Var, children, walk
+from attncc.expr.normal import normal_forms
 from attncc.expr.order import scalar_walk, sort_key
-from attncc.expr.products import FAMILY as PRODUCTS
 from attncc.ir.nodes import Contract, Reduce, Weights
 
 __all__ = [
@@ -44,13 +42,13 @@ def simplify(e: Expr, scalars: Collection[str] | None = None) -> Expr:
 
 def simplify_all(es: Sequence[Expr], scalars: Collection[str] | None = None) -> tuple[Expr, ...]:
     """`simplify` of several expressions that share nodes."""
-    done = _simplified(list(scalar_walk(tuple(es))), tuple(es), Algebra(scalars))
+    done = normal_forms(list(scalar_walk(tuple(es))), tuple(es), scalars)
     return tuple(done[e] for e in es)
 
 
 def simplify_deep(e: Expr, scalars: Collection[str] | None = None) -> Expr:
     """`simplify`, also of what stands inside atoms."""
-    return _simplified(list(walk(e)), (e,), Algebra(scalars), deep=True)[e]
+    return normal_forms(list(walk(e)), (e,), scalars, deep=True)[e]
 
 
 def index_free(e: Expr, scalars: Collection[str] | None = None) -> bool:
@@ -102,36 +100,3 @@ def _bound(node: Expr) -> frozenset[Var]:
         case Weights():
             return frozenset(b.index for b in node.keys)
     return frozenset()
-
-
-def _simplified(order: list[Expr], roots: tuple[Expr, ...], cx: Algebra, deep: bool = False) -> dict[Expr, Expr]:
-    """The normal forms of all nodes of `order` (children first) that aren't inner ones of a family."""
-    inner = _inner(order, roots)
-    done: dict[Expr, Expr] = {}
-    for node in order:
-        if isinstance(node, Op):
-            args = tuple(done[a] for a in node.args)
-            done[node] = Op(node.name, args, node.sort) if node in inner else cx.make(node.name, *args)
-        else:
-            done[node] = with_children(node, tuple(done[c] for c in children(node))) if deep else node
-    return done
-
-
-def _family(e: Expr) -> str:
-    """Nodes of one family are brought into normal form together, at their topmost."""
-    if not isinstance(e, Op):
-        return ""
-    if e.sort == "bool":
-        return e.name if e.name in ("and", "or") else ""
-    if e.sort == "int":
-        return "" if e.name not in INTEGERS else "product" if e.name in INTEGER_PRODUCTS else "sum"
-    return "real" if e.name in PRODUCTS else ""
-
-
-def _inner(order: list[Expr], roots: tuple[Expr, ...]) -> set[Expr]:
-    """The nodes that only nodes of their own family use."""
-    inner = {n for n in order if _family(n)} - set(roots)
-    for node in order:
-        family = "" if isinstance(node, Op) and node.name == "rsqrt" else _family(node)
-        inner.difference_update([c for c in children(node) if c in inner and _family(c) != family])
-    return inner

@@ -34,7 +34,7 @@ def rounding(e: Expr, env: dict[Expr, Value], values: dict[Expr, Value]) -> floa
         total += size[node] * abs(values[node]) * EPS
         if isinstance(node, Op):
             for a, partial in zip(node.args, DERIVATIVES[node.name], strict=True):
-                if partial is not None and a.sort == "real":
+                if partial is not None and a.sort == "real" and not isinstance(a, Const):
                     slope = evaluate(partial(node, *node.args), {**env, **values})
                     size[a] = size.get(a, 0.0) + size[node] * abs(slope)
     return total
