@@ -178,6 +178,8 @@ class _KernelPrinter:
             self.scope.known[Var(size, "int")] = Interval(0)
         for axis in kernel.grid:
             self.scope.known[Var(axis.name, "int")] = Interval(0)
+            if isinstance(axis.extent, Var):
+                self.scope.known[axis.extent] = Interval(1)  # a program runs, so there is one
 
     def write(self) -> set[str]:
         """Prints; gives the names of the helpers it needs."""

@@ -20,7 +20,7 @@ def test_text_is_python_and_speaks_of_no_attention(name: str) -> None:
     tree = ast.parse(text)
     functions = {f.name for f in tree.body if isinstance(f, ast.FunctionDef)}
     consumers = {f"forward_consumer{c}" for c in range(PLANS[name][0].consumers)}
-    assert {*consumers, "forward_producer", "forward", "hopper_forward"} <= functions
+    assert {*consumers, "forward_producer", "forward_kernel", "hopper_forward"} <= functions
 
 
 @pytest.mark.parametrize(

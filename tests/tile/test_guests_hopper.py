@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from attncc.tile.interpret import run_program
 from attncc.tile.interpret_faults import DeadlockFault, InterpretError, RaceFault
 from attncc.tile.nodes import BarArrive, BarWait, Fence, For, Partitions, Program, Stmt
+from attncc.tile.text import dump
+from attncc.tile.text_parse import parse
 from tests.tile.programs.hopper_forward import Plan, Score, biased, capped, program, scaled
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -85,6 +87,11 @@ def test_rows_without_keys() -> None:
     x = inputs(1, 1, 33, 17)
     check(SMALL, scaled, x, seed=3)
     assert np.isneginf(expected(x, True, scaled)[1][0, 0, :16]).all()
+
+
+def test_text_round_trip() -> None:
+    p = program(replace(SMALL, turns=True), biased)
+    assert parse(dump(p)) == p
 
 
 def without(body: tuple[Stmt, ...], gone: type[Stmt], name: str) -> tuple[Stmt, ...]:
