@@ -69,6 +69,10 @@ def check_call(
     known = {**constants, **sizes}
     for param in face.params:
         _check_extents(param, tensors[param.name], known)
+    if face.reads and all(type(s) is int for s in sizes.values()):  # symbolic sizes are checked when the call runs
+        from attncc.runtime.reads import check_reads
+
+        check_reads(face.reads, sizes, constants)
     return tuple(tensors[n] for n in face.inputs), sizes
 
 

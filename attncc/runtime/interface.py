@@ -59,6 +59,8 @@ class Interface:
     constants: tuple[Constant, ...]
     params: tuple[Captured, ...]
     lse: bool
+    reads: tuple[tuple[Any, ...], ...] = ()
+    """The fields of every attncc.runtime.reads.Read that a call must be checked for."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -75,15 +77,15 @@ def interface_of(spec: Spec) -> Interface:
     """The interface of `spec`. It has an lse where exactly one normaliser is a ratio."""
     from attncc.expr.nodes import walk
     from attncc.ir.nodes import Weights
+    from attncc.runtime.reads import fields, reads_of
 
     roots = [*(s.body for s in spec.statements), spec.out.body]
     ratios = {n for root in roots for n in walk(root) if isinstance(n, Weights) and n.normaliser.kind == "ratio"}
     params = tuple(
         Captured(p.name, p.sort, tuple(Extent(a.index, _size(a.size)) for a in p.axes), p.offsets) for p in spec.params
     )
-    return Interface(
-        spec.name, tuple(Constant(c.name, c.value, c.sort) for c in spec.constants), params, len(ratios) == 1
-    )
+    constants = tuple(Constant(c.name, c.value, c.sort) for c in spec.constants)
+    return Interface(spec.name, constants, params, len(ratios) == 1, tuple(fields(r) for r in reads_of(spec)))
 
 
 def size(s: Size, known: Mapping[str, Number]) -> int | None:
@@ -145,6 +147,7 @@ def to_data(face: Interface) -> dict[str, Any]:
         "constants": [[c.name, c.value, c.sort] for c in face.constants],
         "params": [[p.name, p.sort, [[a.index, a.size] for a in p.axes], p.offsets] for p in face.params],
         "lse": face.lse,
+        "reads": face.reads,
     }
 
 
@@ -154,7 +157,8 @@ def from_data(data: dict[str, Any]) -> Interface:
         Captured(name, sort, tuple(Extent(index, _tuples(size)) for index, size in axes), offsets)
         for name, sort, axes, offsets in data["params"]
     )
-    return Interface(data["name"], tuple(Constant(*c) for c in data["constants"]), params, data["lse"])
+    constants = tuple(Constant(*c) for c in data["constants"])
+    return Interface(data["name"], constants, params, data["lse"], _tuples(data["reads"]))
 
 
 def _tuples(value: Any) -> Any:
