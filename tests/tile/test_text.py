@@ -131,7 +131,7 @@ EVERY_STMT: tuple[t.Stmt, ...] = (
     t.Partitions((t.Partition("load", 1, 24, (t.Fence(),)), t.Partition("dots", 4, 0, ()))),
 )
 
-AN_INPUT = t.Tensor("ids", ("b", "n"), (ivar("B"), op("add", ivar("N"), 1)), "i32", True, False, False)
+AN_INPUT = t.Tensor("ids", ("b", "n"), (ivar("B"), op("add", ivar("N"), 1)), "i32", True, False, False, False)
 
 EVERY_STEP: tuple[t.Step, ...] = (
     t.Alloc(AN_INPUT),
