@@ -120,7 +120,7 @@ def _domain(c: Checked, origins: Origins, place: Place, node: Op, body: Expr) ->
 
 # --- 10 --------------------------------------------------------------------------------------------------------------
 
-_MAY_NARROW = t.Dot | t.Convert | t.Cast | t.SplitAxis | t.JoinAxis | t.DotWait | t.Pack
+_MAY_NARROW = t.Dot | t.Convert | t.Cast | t.SplitAxis | t.JoinAxis | t.Rename | t.DotWait | t.Pack
 
 
 def sums_are_wide(c: Checked, kernel: t.Kernel) -> None:

@@ -16,6 +16,7 @@ from attncc.tile.interpret import run_program
 from attncc.tile.nodes import (
     Alloc,
     Axis,
+    Dtype,
     For,
     Iota,
     Kernel,
@@ -31,6 +32,7 @@ from attncc.tile.nodes import (
 )
 from attncc.tile.text import dump
 from attncc.tile.text_parse import parse
+from attncc.tile.verify import verify
 from tests.tile.delta_cases import inputs, recurrence
 from tests.tile.programs.gated_delta import Plan, program
 
@@ -56,6 +58,13 @@ def test_any_length_and_chunk(n: int, chunk: int, seed: int) -> None:
     out, state = recurrence(x, 1.0)
     np.testing.assert_allclose(report.outputs["out"], out, rtol=0, atol=1e-4)
     np.testing.assert_allclose(report.outputs["state"], state, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_verified(dtype: Dtype) -> None:
+    p = program(Plan(dtype=dtype))
+    verify(p)
+    verify(expand(p))
 
 
 def test_text_round_trip() -> None:

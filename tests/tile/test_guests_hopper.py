@@ -15,7 +15,8 @@ from attncc.tile.interpret_faults import DeadlockFault, InterpretError, RaceFaul
 from attncc.tile.nodes import BarArrive, BarWait, Fence, For, Partitions, Program, Stmt
 from attncc.tile.text import dump
 from attncc.tile.text_parse import parse
-from tests.tile.programs.hopper_forward import Plan, Score, biased, capped, program, scaled
+from attncc.tile.verify import verify
+from tests.tile.programs.hopper_forward import PLANS, Plan, Score, biased, capped, program, scaled
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SMALL = Plan(D=16, dtype="f32", consumers=2, keys=8, depth=2, rows=8)
@@ -87,6 +88,11 @@ def test_rows_without_keys() -> None:
     x = inputs(1, 1, 33, 17)
     check(SMALL, scaled, x, seed=3)
     assert np.isneginf(expected(x, True, scaled)[1][0, 0, :16]).all()
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_verified(name: str) -> None:
+    verify(program(*PLANS[name]))
 
 
 def test_text_round_trip() -> None:

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attncc.tile.interpret import run_program
+from attncc.tile.nodes import Dtype
 from attncc.tile.text import dump
 from attncc.tile.text_parse import parse
+from attncc.tile.verify import verify
 from tests.tile.paged_cases import dense, inputs
 from tests.tile.programs.paged_decode import Plan, program
 
@@ -38,6 +40,11 @@ def test_rows_of_all_lengths(splits: int) -> None:
 )
 def test_any_rows_and_splits(lengths: list[int], splits: int, heads: tuple[int, int], seed: int) -> None:
     check(*heads, lengths, splits, seed)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_verified(dtype: Dtype) -> None:
+    verify(program(Plan(dtype=dtype)))
 
 
 def test_text_round_trip() -> None:
