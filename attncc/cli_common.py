@@ -93,7 +93,7 @@ def _number(name: str, text: str) -> int | float | bool:
     raise click.BadParameter(f"{name} must be a number, true or false, not {text!r}")
 
 
-def is_file(path: str) -> None:
+def require_spec(path: str) -> None:
     """The front end's error where a file can't be read, before anything heavy is imported."""
     from attncc.grammar import parse, read
 

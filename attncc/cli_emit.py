@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attncc.cli_common import constants, echo_json, guarded, integers, is_file, json_option
+from attncc.cli_common import constants, echo_json, guarded, integers, require_spec, json_option
 from attncc.cli_run import DTYPES
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def emit(
     sizes, capability, values = integers(dims, ("D", "E")), _capability(arch), constants(given)
     if "D" not in sizes:
         raise click.BadParameter("--dims needs D")
-    is_file(file)
+    require_spec(file)
     from attncc.runtime.attention import compile_spec
 
     attention = compile_spec(file, backend="torch", deterministic=False, constants=values)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attncc.cli_common import constants, echo_json, guarded, integers, is_file, json_option
+from attncc.cli_common import constants, echo_json, guarded, integers, require_spec, json_option
 
 if TYPE_CHECKING:
     from attncc.runtime.attention import Attention
@@ -37,7 +37,7 @@ def run(
     Captured tensors are made up by their declared axes and bounds.
     """
     sizes, values = integers(shape, SIZES), constants(given)
-    is_file(file)
+    require_spec(file)
     import torch
 
     from attncc.runtime.attention import compile_spec

@@ -244,9 +244,9 @@ class _Scope:
                 x, not_x = self.truth(a)
                 return not_x, x
             case ("op", ("lt" | "le" | "eq" | "ne") as name, (a, b), _) if _is_number(a) and _is_number(b):
-                x, y = self.number(a), self.number(b)
-                if x is not None and y is not None:
-                    holds = _table()[name](x, y)
+                left, right = self.number(a), self.number(b)
+                if left is not None and right is not None:
+                    holds = _table()[name](left, right)
                     return holds, ~holds
                 return self.inside(a) & self.inside(b), torch.tensor(True)
             case ("var", name) if name in self.values:
