@@ -61,7 +61,7 @@ class Algebra:
         Past the run's budget all but the topmost nodes are leaves: where thousands of nested products are each used
         elsewhere too, gathering the factors of each would take quadratic time.
         """
-        limit = max(self.budget, 16)
+        limit = max(self.budget, 16)  # what small families need
         opened: dict[Expr, list[Part]] = {}
         order: list[Expr] = []
         stack: list[tuple[Expr, bool]] = [(e, False)]
@@ -73,7 +73,7 @@ class Algebra:
                 opened[node] = parts(node) if len(opened) < limit else []
                 stack.append((node, True))
                 stack.extend((part[0], False) for part in opened[node])
-        self.budget -= len(order)
+        self.budget -= len(order) if len(order) > 16 else 0
         return [(node, opened[node]) for node in reversed(order)]
 
     def bounds(self, e: Expr) -> Interval:
