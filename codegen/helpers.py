@@ -35,7 +35,20 @@ def _id_bounds(ids, last):
     return torch.empty_like(order).scatter_(-1, order, order.gather(-1, _run_bounds(ordered, last)))
 '''
 
-HELPERS: dict[str, str] = {"_empty_ordered": EMPTY_ORDERED, "_run_bounds": RUN_BOUNDS, "_id_bounds": ID_BOUNDS}
+KEPT = '''\
+_KEPT = {}
+
+
+def _kept(key, device, make):
+    """`make()` on a device, made once for a key."""
+    if (key, device) not in _KEPT:
+        if len(_KEPT) >= 64:
+            _KEPT.clear()
+        _KEPT[key, device] = make().to(device)
+    return _KEPT[key, device]
+'''
+
+HELPERS: dict[str, str] = {"_kept": KEPT, "_empty_ordered": EMPTY_ORDERED, "_run_bounds": RUN_BOUNDS, "_id_bounds": ID_BOUNDS}
 """In order of definition: later ones may call earlier ones."""
 
 NEEDS: dict[str, tuple[str, ...]] = {"_id_bounds": ("_run_bounds",)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from attncc.codegen.helpers import HELPERS, NEEDS
 from attncc.codegen.scalars import PRODUCT, UNARY, python_name, spell
 from attncc.codegen.signature import constants, kernel_function, sizes, strides, tensors
-from attncc.codegen.tables import index_tables
+from attncc.codegen.tables import index_tables, rounds
 from attncc.codegen.writer import Writer
 from attncc.expr.nodes import Expr, free_vars
 from attncc.tile.nodes import (
@@ -50,6 +50,8 @@ def _helper(program: Program, step: Step) -> str:
     match step:
         case Alloc(tensor, _, like) if like and not _same_shape(tensor, tensors(program)[like]):
             return "_empty_ordered"
+        case Gather(_, _, index) | ScatterAdd(_, _, index) if any(rounds(e) for e in index):
+            return "_kept"
         case FirstLast(_, _, kind):
             return "_run_bounds" if kind.startswith("run") else "_id_bounds"
         case _:

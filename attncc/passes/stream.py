@@ -11,7 +11,7 @@ import math
 
 from attncc.expr.build import op, rvar
 from attncc.expr.nodes import Const, Expr, Op, free_vars, substitute
-from attncc.ir.nodes import S, Load
+from attncc.ir.nodes import Load, S
 from attncc.passes.mistakes import NotCompiled
 
 X = rvar("x")

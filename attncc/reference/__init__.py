@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attncc.expr.nodes import Expr, walk
+from attncc.expr.nodes import Expr, Op, walk
 from attncc.ir.nodes import Let, Rebind, Spec, Weights
 from attncc.reference.call import Call, Number, prepare
 from attncc.reference.evaluate import Evaluator, refuse_astray
@@ -51,7 +51,13 @@ def evaluate(
     All arithmetic is in `dtype`; with `cast` out comes back in q's. A row without an allowed key gives output 0, lse
     -inf and no gradient. With `magnitudes` the backward pass adds up the absolute values of the scores' gradients: a
     scale for gradients that cancel. CallError where the tensors don't fit the spec.
+
+    A spec that rounds reals to integers is evaluated on the CPU wherever its tensors live: another device's logarithm
+    may differ in its last bit, and a bucket's edge would move with it.
     """
+    given = tensors
+    if any(t.device.type != "cpu" for t in tensors.values()) and _rounds(spec):
+        tensors = {name: t.cpu() for name, t in tensors.items()}
     run = _Run(prepare(spec, tensors, constants or {}, dtype), dtype, magnitudes)
     emitted: dict[str, Tensor] = {}
     for statement in spec.statements:
@@ -62,8 +68,15 @@ def evaluate(
                     emitted[name] = run.call.tensors[name].data
             case Rebind(tensor=name):
                 run.call.tensors[name] = run.rebind(statement)
-    out = run.out(spec.out.body)
-    return Result(out.to(tensors["q"].dtype) if cast else out, run.lse(spec) if return_lse else None, emitted)
+    out = run.out(spec.out.body).to(given["q"].device)
+    lse = run.lse(spec).to(out.device) if return_lse else None
+    emitted = {name: x.to(out.device) for name, x in emitted.items()}
+    return Result(out.to(given["q"].dtype) if cast else out, lse, emitted)
+
+
+def _rounds(spec: Spec) -> bool:
+    bodies = (spec.out.body, *(s.body for s in spec.statements))
+    return any(isinstance(n, Op) and n.name in ("floor", "ceil") for body in bodies for n in walk(body))
 
 
 def reference_callable(spec: Spec, constants: Mapping[str, Number] | None = None) -> Callable[..., object]:

@@ -72,15 +72,15 @@ class Channels:
 
 
 def channels(size: int, v: Variant) -> Channels:
-    """Powers of two of at least 16 for tensor-core targets, the last one masked; one exact piece for torch."""
+    """At most two powers of two of at least 16, the last one masked; one exact piece for torch.
+
+    Two that together are no larger than one power of two are that one, up to 128.
+    """
     if v.target == "torch":
         return Channels(((0, size, size),))
-    rest = -(-size // 16) * 16
-    pieces: list[tuple[int, int, int]] = []
-    offset = 0
-    while rest:
-        extent = 1 << (rest.bit_length() - 1)
-        pieces.append((offset, extent, min(extent, size - offset)))
-        offset += extent
-        rest -= extent
-    return Channels(tuple(pieces))
+    whole = max(16, 1 << (size - 1).bit_length())
+    first = max(16, 1 << (size.bit_length() - 1))
+    rest = max(16, 1 << max(size - first - 1, 0).bit_length())
+    if size <= first or (first + rest >= whole and whole <= 128):
+        return Channels(((0, whole if size > first else first, size),))
+    return Channels(((0, first, first), (first, rest, size - first)))
