@@ -82,7 +82,7 @@ class Builder:
         return self._extent[axis]
 
     def dtype(self, sort: Sort) -> t.Dtype:
-        return {"int": "i32", "real": self.real, "bool": "bool"}[sort]  # type: ignore[return-value]
+        return {"int": "i32", "real": self.real, "bool": "bool"}[sort]
 
     def type_of(self, name: str) -> t.Type:
         return self._types[name]

@@ -56,7 +56,7 @@ def _backward(p: Problem) -> t.Program:
     if "q" in wanted or by_row:
         kernels.append(queries_kernel(p, tiles.queries, "q" in wanted, by_row))
     steps: list[t.Step] = list(_prologue(p, tuple(kernels)))
-    steps += [t.Alloc(_stat(p, "delta"))] if p.normalised else []
+    steps += [t.Alloc(_stat(p, name)) for name in ("delta", "log_z")] if p.normalised else []
     for name in wanted:
         if name in ("q", "k", "v"):
             steps.append(t.Alloc(_tensor(p, f"d_{name}", strided=True), like=name))

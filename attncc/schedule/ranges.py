@@ -78,8 +78,9 @@ def _one(b: Builder, a: Alternative, rows: Rows, cut: Cut) -> Visits:
 
 
 def _visited(b: Builder, a: Alternative, rows: Rows, cut: Cut) -> tuple[Expr, Expr]:
-    lo = simplify(_floor(_extreme(b, a.lower, rows, "min", a.rows), cut))
-    hi = simplify(_ceil(_extreme(b, a.upper, rows, "max", a.rows), cut))
+    some = a.rows if a.rows is TRUE else conj(a.rows, op("lt", a.lower, a.upper))
+    lo = simplify(_floor(_extreme(b, a.lower, rows, "min", some), cut))
+    hi = simplify(_ceil(_extreme(b, a.upper, rows, "max", some), cut))
     return b.value(lo, "begin") if not isinstance(lo, Const) else lo, b.value(hi, "end")
 
 

@@ -88,7 +88,7 @@ class Stream:
         self.row = ivar("r")
         self.split = {"d": channels(p.variant.D, p.variant), "e": channels(p.variant.E, p.variant)}
         self.tensors: dict[str, None] = {}
-        own = ("q", "k", "v", "out", "lse", "delta")
+        own = ("q", "k", "v", "out", "lse", "delta", "log_z")
         captured = (*(x.name for x in p.spec.params), *(x.name for x in p.attend.tables))
         derived = tuple(x.name for x in (*p.by_row.aux, *p.by_key.aux))
         self.b.reserve((*own, *captured, *derived, *(f"d_{n}" for n in (*own, *captured)), *WORDS))

@@ -5,7 +5,7 @@ With w = phi(s)/Z, dP = dO V^T and delta = rowsum(dO * O), for every ratio norma
     dS = (phi'(s) dP - psi'(s) (delta - dlse)) / Z        dz = -(delta - dlse) / Z
 
 and dS is multiplied by the score's derivative on the way to q, k and every captured tensor. `delta_kernel` prepares
-one number per row; `keys_kernel` owns a tile of keys (dK, dV); `queries_kernel` owns a tile of queries (dQ).
+delta and log2 Z per row; `keys_kernel` owns a tile of keys (dK, dV); `queries_kernel` owns a tile of queries (dQ).
 Scores are laid out key by query in the first, query by key in the second, so that no product is ever transposed.
 """
 
@@ -28,16 +28,6 @@ from attncc.schedule.stream_forward import row_grid, row_program
 from attncc.tile import nodes as t
 
 
-@dataclass(frozen=True, slots=True)
-class RowData:
-    """What a tile of queries brings to the backward: values per channel piece, and numbers per row."""
-
-    q: tuple[Var, ...]
-    d_out: tuple[Var, ...]
-    lse: Var | None
-    delta: Var | None
-
-
 def delta_kernel(p: Problem, tiles: Tiles, of_z: tuple[Capture, ...]) -> t.Kernel:
     """delta - dlse for every row, and the gradients of what z reads."""
     k = Stream(p, ("i", "j"))
@@ -55,26 +45,20 @@ def delta_kernel(p: Problem, tiles: Tiles, of_z: tuple[Capture, ...]) -> t.Kerne
     if p.variant.lse_gradient:
         total = k.b.value(op("sub", total, k.stat("d_lse", "d_lse")), "delta", "less the gradient of lse")
     k.store_stat("delta", total)
+    lse = k.stat("lse", "lse")
+    finite = op("where", op("eq", lse, NEVER), ZERO, op("mul", lse, LOG2E))
+    log_z = k.b.value(finite, "log_z", "log2 of Z, 0 in rows without a key")
+    k.store_stat("log_z", log_z)
     for c in of_z:
-        f = k.weight(c.factor, total, _log_z(k), None, "dz")
-        share = op("where", op("eq", k.stat("lse", "lse"), NEVER), ZERO, op("neg", op("mul", f, total)))
+        f = k.weight(c.factor, total, log_z, None, "dz")
+        share = op("where", op("eq", lse, NEVER), ZERO, op("neg", op("mul", f, total)))
         _store_rows(k, c, k.b.value(share, "share"), tiles.rows)
     return t.Kernel("delta_kernel", row_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
 
 
-def _log_z(k: Stream) -> Var:
-    """log2 Z per row, 0 where a row has no key."""
-    lse = k.stat("lse", "lse")
-    return k.b.value(op("where", op("eq", lse, NEVER), ZERO, op("mul", lse, LOG2E)), "log_z", "log2 of Z")
-
-
-def _row_data(k: Stream) -> RowData:
-    guard, head = k.guards.row, k.head()
-    q = k.matrix("q", "d", (b, head), k.row, guard)
-    d_out = k.matrix("d_out", "e", (b, head), k.row, guard)
-    if not k.p.normalised:
-        return RowData(q, d_out, None, None)
-    return RowData(q, d_out, _log_z(k), k.stat("delta", "delta"))
+def _queries(k: Stream, tensor: str, prefix: str) -> tuple[Var, ...]:
+    """A tile of rows of q or of the output's gradient, a value per channel piece."""
+    return k.matrix(tensor, prefix, (b, k.head()), k.row, k.guards.row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,32 +68,34 @@ class Scores:
     w: Var
     score: Expr
     x: Var | None
+    log_z: Var | None
     allowed: Expr | None
 
 
-def _scores(k: Stream, rows: RowData, s: Var, allowed: Expr | None) -> Scores:
+def _scores(k: Stream, s: Var, allowed: Expr | None) -> Scores:
     """The weights from the recomputed product s."""
     n = k.p.attend.normaliser
     score = k.scores(s)
     if not k.p.normalised:
-        return Scores(k.plain(n.phi, score, allowed, "w"), score, None, allowed)
-    assert rows.lse is not None
+        return Scores(k.plain(n.phi, score, allowed, "w"), score, None, None, allowed)
     x = k.log_score(score, allowed)
-    return Scores(k.weight(n.phi, x, rows.lse, allowed, "w"), score, x, allowed)
+    log_z = k.stat("log_z", "log_z")
+    return Scores(k.weight(n.phi, x, log_z, allowed, "w"), score, x, log_z, allowed)
 
 
-def _score_gradient(k: Stream, rows: RowData, known: Scores, dp: Var) -> Var:
+def _score_gradient(k: Stream, known: Scores, dp: Var) -> Var:
     """dS from the weights and dP."""
     n = k.p.attend.normaliser
     d_phi = derivative(n.phi, S)
     if n.psi is None:
         return k.b.value(op("mul", k.plain(d_phi, known.score, known.allowed, "slope"), dp), "ds")
-    assert rows.lse is not None and rows.delta is not None and known.x is not None
+    assert known.x is not None and known.log_z is not None
+    delta = k.stat("delta", "delta")
     if k.p.exponential:
-        return k.b.value(op("mul", known.w, op("sub", dp, rows.delta)), "ds")
-    phi = k.weight(d_phi, known.x, rows.lse, known.allowed, "d_phi")
-    psi = k.weight(derivative(n.psi, S), known.x, rows.lse, known.allowed, "d_psi")
-    return k.b.value(op("sub", op("mul", phi, dp), op("mul", psi, rows.delta)), "ds")
+        return k.b.value(op("mul", known.w, op("sub", dp, delta)), "ds")
+    phi = k.weight(d_phi, known.x, known.log_z, known.allowed, "d_phi")
+    psi = k.weight(derivative(n.psi, S), known.x, known.log_z, known.allowed, "d_psi")
+    return k.b.value(op("sub", op("mul", phi, dp), op("mul", psi, delta)), "ds")
 
 
 def _product_gradient(k: Stream, ds: Var) -> tuple[Expr | None, Var]:
@@ -135,7 +121,7 @@ def queries_kernel(p: Problem, tiles: Tiles, wanted: bool, found: tuple[Capture,
     """dQ (where wanted) and the captures that lack j or have both indices."""
     k = Stream(p, ("i", "j"))
     rows = row_program(k, tiles)
-    data = _row_data(k)
+    q, d_out = _queries(k, "q", "d"), _queries(k, "d_out", "e")
     seen = visits(k.b, p.by_row, rows, Cut(tiles.keys, N, Const(0, "int")))
     summed = tuple(c for c in found if c.place in ("tile", "row"))
     dq = k.zeros("dq", "i", "d") if wanted else ()
@@ -147,9 +133,9 @@ def queries_kernel(p: Problem, tiles: Tiles, wanted: bool, found: tuple[Capture,
         k.guards = Guards(k.guards.row, inside if masked else Guards().key)
         keys = k.matrix("k", "d", (b, k.kv_head()), k.key, k.guards.key)
         values = k.matrix("v", "e", (b, k.kv_head()), k.key, k.guards.key)
-        s, dp = k.product(data.q, keys, "s", "d"), k.product(data.d_out, values, "dp", "e")
-        known = _scores(k, data, s, k.allowed(p.by_row.mask, k.guards.key) if masked else None)
-        ds = _score_gradient(k, data, known, dp)
+        s, dp = k.product(q, keys, "s", "d"), k.product(d_out, values, "dp", "e")
+        known = _scores(k, s, k.allowed(p.by_row.mask, k.guards.key) if masked else None)
+        ds = _score_gradient(k, known, dp)
         new: tuple[Var, ...] = ()
         if wanted:
             new = k.accumulate(state[: len(dq)], _product_gradient(k, ds)[1], keys, "j", "dq")
@@ -233,12 +219,13 @@ def keys_kernel(p: Problem, tiles: Tiles, wanted: frozenset[str], found: tuple[C
         k.rows(i0, tiles.rows)
         inside = op("lt", k.row, M)
         k.guards = Guards(inside if masked else Guards().row, own)
-        data = _row_data(k)
-        s = k.product(keys, data.q, "s", "d")
-        known = _scores(k, data, s, k.allowed(p.by_key.mask, inside) if masked else None)
-        new_dv = k.accumulate(state[len(dk) : len(dk) + len(dv)], known.w, data.d_out, "i", "dv") if dv else ()
-        ds = _score_gradient(k, data, known, k.product(values, data.d_out, "dp", "e"))
-        new_dk = k.accumulate(state[: len(dk)], _product_gradient(k, ds)[1], data.q, "i", "dk") if dk else ()
+        q = _queries(k, "q", "d")
+        s = k.product(keys, q, "s", "d")
+        known = _scores(k, s, k.allowed(p.by_key.mask, inside) if masked else None)
+        d_out = _queries(k, "d_out", "e")
+        new_dv = k.accumulate(state[len(dk) : len(dk) + len(dv)], known.w, d_out, "i", "dv") if dv else ()
+        ds = _score_gradient(k, known, k.product(values, d_out, "dp", "e"))
+        new_dk = k.accumulate(state[: len(dk)], _product_gradient(k, ds)[1], q, "i", "dk") if dk else ()
         new = (*new_dk, *new_dv)
         for c, total in zip(found, state[len(dk) + len(dv) :], strict=True):
             part = k.b.let("part", k.b.over("j"), t.Reduce("sum", _share(k, c, ds).name, "i"))

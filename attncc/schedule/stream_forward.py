@@ -6,6 +6,8 @@ constant term z joins the sum after the last key.
 
 from __future__ import annotations
 
+import math
+
 from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Op, Var, substitute
 from attncc.passes.stream import LN2, LOG2E, SHIFT, streamed
@@ -75,23 +77,27 @@ def _statistics(k: Stream) -> tuple[Var, Var]:
 
 
 def _sink(p: Problem) -> Expr | None:
-    """u where z = exp(u)."""
+    """u where z = exp(u), a positive constant included."""
     match p.attend.normaliser.z:
         case Op("exp", (u,)):
             return u
+        case Const(c) if c > 0:
+            return Const(math.log(c), "real")
         case _:
             return None
 
 
 def _online(
     k: Stream, score: Expr, allowed: Expr | None, state: tuple[Var, ...]
-) -> tuple[Var, tuple[Var, Var], tuple[Var, ...]]:
+) -> tuple[Var, tuple[Var, ...], tuple[Var, ...]]:
     """One tile's weights, the new statistics, and the accumulators brought to the new maximum."""
     m, l, *acc = state
     n = k.p.attend.normaliser
     assert n.psi is not None
     x = k.log_score(score, allowed)
-    top = k.b.let("top", k.b.over("i"), t.Reduce("max", x.name, "j"))
+    top: Expr = k.b.let("top", k.b.over("i"), t.Reduce("max", x.name, "j"))
+    if not k.p.exponential:  # its constants are exponentials of 0, and may not overflow beside small scores
+        top = k.b.value(op("where", op("eq", top, NEVER), NEVER, op("max", top, ZERO)), "top")
     m_new = k.b.value(op("max", m, top), "m")
     anchor = m_new
     if allowed is not None:
