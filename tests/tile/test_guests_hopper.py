@@ -62,8 +62,9 @@ def check(plan: Plan, score: Score, x: dict[str, Array], seed: int) -> None:
 @pytest.mark.parametrize("score", [scaled, capped, biased])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("turns", [True, False])
-def test_forward(score: Score, causal: bool, turns: bool) -> None:
-    check(replace(SMALL, causal=causal, turns=turns), score, inputs(4, 2, 40, 40), seed=1)
+@pytest.mark.parametrize("peeled", [True, False])
+def test_forward(score: Score, causal: bool, turns: bool, peeled: bool) -> None:
+    check(replace(SMALL, causal=causal, turns=turns, peeled=peeled), score, inputs(4, 2, 40, 40), seed=1)
 
 
 @settings(max_examples=30, deadline=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -19,6 +19,7 @@ from attncc.tile.nodes import (
     Dtype,
     For,
     Full,
+    If,
     Iota,
     Let,
     Load,
@@ -164,6 +165,15 @@ class Builder:
         with self.body() as inside:
             yield loop
         self.here.append(For(index, over, tuple(carries), tuple(inside), note=note, **how))  # type: ignore[arg-type]
+
+    def choose(self, name: str, condition: Expr, value: Var, instead: Callable[[], Var], note: str = "") -> Var:
+        """`instead()` where the uniform `condition` holds, else `value`."""
+        carry = Carry(self.fresh(name), self.types[value.name], value.name)
+        self.types[carry.name] = carry.type
+        with self.body() as then:
+            then.append(Yield((instead().name,)))
+        self.here.append(If(condition, tuple(then), (Yield((value.name,)),), (carry,), note))
+        return Var(carry.name, value.sort)
 
 
 @dataclass

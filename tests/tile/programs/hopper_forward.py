@@ -1,8 +1,8 @@
 """The warp-specialised attention forward, by hand: one producer warp, two or three consumer warpgroups of 64 rows.
 
 The producer fills rings of K and V by bulk copies; consumers issue S(n + 1) = Q K^T before they wait for O += P(n) V,
-so that the exponentials run under a product. Key tiles go from the diagonal down: masked tiles first, then those
-that need no mask. With `turns`, consumers take turns to issue their products.
+so that the exponentials run under a product. Key tiles go from the diagonal down; the mask stands behind a branch that
+only the first ones take. With `turns`, consumers take turns to issue their products.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class Plan:
     depth: int = 2
     causal: bool = True
     turns: bool = False
+    peeled: bool = False
+    """Masked tiles in a loop of their own, not behind a branch in the one loop."""
     registers: int = 240
     rows: int = 64
     """Of one consumer."""
@@ -237,13 +239,14 @@ class _Forward:
             "o": x.full("o", (self.i, self.e), 0.0),
         }
         state = self._step(zero, state, masked=True)
-        if plan.causal:
-            with x.loop("n", Count(Const(1, "int"), masked), state, order="asc", note="across the diagonal") as loop:
+        start: Expr = Const(1, "int")
+        if plan.causal and plan.peeled:
+            with x.loop("n", Count(start, masked), state, order="asc", note="across the diagonal") as loop:
                 loop.next(**self._step(loop.index, loop.carried, masked=True))
-            state = loop.carried
-        start = masked if plan.causal else Const(1, "int")
-        with x.loop("n", Count(start, self.tiles), state, order="asc", note="no mask") as loop:
-            loop.next(**self._step(loop.index, loop.carried, masked=False))
+            state, start = loop.carried, masked
+        with x.loop("n", Count(start, self.tiles), state, order="asc") as loop:
+            mask = op("lt", loop.index, masked) if plan.causal and not plan.peeled else False
+            loop.next(**self._step(loop.index, loop.carried, masked=mask))
         self._finish(loop.carried)
 
     def _full_tiles(self) -> Expr:
@@ -254,7 +257,7 @@ class _Forward:
             last = op("min", last, op("add", op("add", ivar("r0"), self.shift), self.c * plan.rows + 1))
         return op("max", op("floordiv", last, plan.keys), 0)
 
-    def _step(self, n: Expr, state: dict[str, Var], *, masked: bool) -> dict[str, Var]:
+    def _step(self, n: Expr, state: dict[str, Var], *, masked: Expr | bool) -> dict[str, Var]:
         plan, x, first = self.plan, self.x, isinstance(n, Const)
         slot, phase = self._turn(n)
         mine, other = (Bar("turn", Const(c % plan.consumers, "int")) for c in (self.c, self.c + 1))
@@ -286,27 +289,37 @@ class _Forward:
         self.x.add(BarArrive(Bar("v_empty", self._turn(n)[0])))
         return o if alpha is None else self.x.map("o", op("mul", o, alpha))
 
-    def _softmax(self, s: Var, n: Expr, state: dict[str, Var], *, masked: bool) -> tuple[Var, Var, Var, Var]:
+    def _softmax(self, s: Var, n: Expr, state: dict[str, Var], *, masked: Expr | bool) -> tuple[Var, Var, Var, Var]:
         """p = 2^(score - m) with the new maximum m and sum l; alpha rescales what was summed before."""
         x = self.x
-        low = Const(-math.inf, "real")
-        key = ivar("")
-        if masked or not self.lazy:
-            key = x.iota("key", self.j, op("mul", self._tile(n), self.plan.keys))
-        seen = op("le", key, self.position) if self.plan.causal else op("lt", key, ivar("N"))
         if self.lazy:
-            s = x.map("s", op("where", seen, s, low)) if masked else s
-            top: Expr = self.score(x.reduce("top", "max", s, "j"), self.position, key)
-            value = self.score(s, self.position, key)
+            s = self._masked(s, n, masked)
+            top = self.score(x.reduce("top", "max", s, "j"), self.position, self.position)
+            value = self.score(s, self.position, self.position)
         else:
-            score = self.score(s, self.position, key)
-            value = x.map("s", op("where", seen, score, low) if masked else score)
-            top = x.reduce("top", "max", value, "j")
+            s = x.map("score", self.score(s, self.position, self._keys(n)))
+            value = s = self._masked(s, n, masked)
+            top = x.reduce("top", "max", s, "j")
         m = x.map("m", op("max", state["m"], top))
         alpha = x.map("alpha", op("exp2", op("sub", state["m"], m)))
         p = x.map("p", op("exp2", op("sub", value, m)))
         l = x.map("l", op("add", op("mul", state["l"], alpha), x.reduce("total", "sum", p, "j")))
         return p, m, l, alpha
+
+    def _keys(self, n: Expr) -> Var:
+        return self.x.iota("key", self.j, op("mul", self._tile(n), self.plan.keys))
+
+    def _masked(self, s: Var, n: Expr, masked: Expr | bool) -> Var:
+        """s, -inf where no key may be seen; untouched where `masked` is false."""
+
+        def mask() -> Var:
+            key = self._keys(n)
+            seen = op("le", key, self.position) if self.plan.causal else op("lt", key, ivar("N"))
+            return self.x.map("s", op("where", seen, s, Const(-math.inf, "real")))
+
+        if isinstance(masked, bool):
+            return mask() if masked else s
+        return self.x.choose("s", masked, s, mask, "across the diagonal")
 
     def _finish(self, state: dict[str, Var]) -> None:
         plan, x = self.plan, self.x
@@ -327,6 +340,7 @@ DEFAULT = Plan()
 PLANS: dict[str, tuple[Plan, Score]] = {
     "causal": (DEFAULT, scaled),
     "causal_turns": (replace(DEFAULT, turns=True), scaled),
+    "causal_peeled": (replace(DEFAULT, peeled=True), scaled),
     "full": (replace(DEFAULT, causal=False), scaled),
     "full_turns": (replace(DEFAULT, causal=False, turns=True), scaled),
     "softcap": (DEFAULT, capped),
