@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attncc.cli_common import constants, echo_json, guarded, integers, require_spec, json_option
+from attncc.cli_common import constants, echo_json, guarded, integers, json_option, require_spec
 from attncc.cli_run import DTYPES
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _variant(
     short: dict[str, Any] = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float64": "f64"}
     kind = short[DTYPES[dtype]] if dtype else None
     printed: Any = "torch" if target == "torch" else "triton"
-    variant = usual_variant(attention._family, printed, kind, sizes["D"], sizes.get("E", sizes["D"]))
+    variant = usual_variant(attention._family.face, printed, kind, sizes["D"], sizes.get("E", sizes["D"]))
     if forward_only:
         return dataclasses.replace(variant, gradients=())
     return dataclasses.replace(variant, lse_gradient=lse_gradient and attention._family.face.lse)

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 
 from attncc.runtime.family import Family, Half, Which
-from attncc.runtime.interface import Number
+from attncc.runtime.interface import Interface, Number
 from attncc.schedule.variant import Target, Variant
 from attncc.tile.nodes import Dtype
 
 
-def usual_variant(family: Family, target: Target, dtype: Dtype | None = None, D: int = 64, E: int = 64) -> Variant:
+def usual_variant(face: Interface, target: Target, dtype: Dtype | None = None, D: int = 64, E: int = 64) -> Variant:
     """The variant of contiguous inputs that all need gradients; captured reals are f32, integers i32."""
     kinds: dict[str, Dtype] = {"real": "f32", "int": "i32", "bool": "bool"}
     return Variant(
@@ -19,8 +19,8 @@ def usual_variant(family: Family, target: Target, dtype: Dtype | None = None, D:
         D=D,
         E=E,
         dtype=dtype or ("f32" if target == "torch" else "bf16"),
-        captured=tuple((p.name, kinds[p.sort]) for p in family.face.params),
-        gradients=family.face.real,
+        captured=tuple((p.name, kinds[p.sort]) for p in face.params),
+        gradients=face.real,
     )
 
 
@@ -29,7 +29,7 @@ def usual_source(family: Family, which: Which, backend: str) -> str:
     import torch
 
     gpu = backend in ("triton", "interpret") or (backend == "auto" and torch.cuda.is_available())
-    variant = usual_variant(family, "triton" if gpu else "torch")
+    variant = usual_variant(family.face, "triton" if gpu else "torch")
     if which == "forward":
         variant = dataclasses.replace(variant, gradients=())
     return family.source(family.programs(variant), variant)

@@ -197,6 +197,13 @@ def _over_pairs(x: Tensor, i: Tensor, j: Tensor) -> Tensor:
     return x | torch.zeros_like(i, dtype=torch.bool) | torch.zeros_like(j, dtype=torch.bool)
 
 
+def pairs(e: Node, known: Mapping[str, Any], at: Tensor) -> tuple[list[list[bool]], list[list[bool]]]:
+    """Whether `e` may be true, and may be false, for the queries and keys `at`, of one head of one batch."""
+    i, j = at[:, None] + (known["N"] - known["M"]), at[None, :]
+    yes, no = (_over_pairs(x, i, j)[..., :, :].reshape(len(at), len(at)) for x in _Scope(known, i, j).truth(e))
+    return yes.tolist(), no.tolist()
+
+
 class _Scope:
     """Evaluation over the pairs of `i` and `j`; heads and batches are axes before them. None is an unknown number."""
 
