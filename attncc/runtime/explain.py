@@ -51,7 +51,7 @@ def picture(spec: Spec, constants: Mapping[str, Number]) -> str:
     found = [n for s in [*spec.statements, spec.out] for n in walk(s.body) if isinstance(n, Weights)]
     if not found:
         return "no weights over the keys"
-    size = max([_SIDE, *(min(2 * int(c), 2**16) for c in constants.values() if c == int(c))])
+    size = max([_SIDE, *(min(2 * c, 2**16) for c in constants.values() if type(c) is int)])
     at = torch.linspace(0, size - 1, _SIDE).round().long()
     params = {p.name: p for p in spec.params}
     yes, no = pairs(encode(found[0].mask, params), {"B": 1, "H": 1, "G": 1, "M": size, "N": size, **constants}, at)
