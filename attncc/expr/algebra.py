@@ -18,8 +18,10 @@ from attncc.expr.interval import Interval
 from attncc.expr.nodes import Const, Expr, Op, Var, children
 from attncc.expr.ops import OPS, result_sort
 from attncc.expr.order import missing, operands, sort_key
+from attncc.expr.products import in_range
 
 Part = TypeVar("Part", bound=tuple[Any, ...])
+_PRODUCTS = frozenset({"mul", "div", "square", "recip"})
 SIZES = frozenset("BHGMNDE")
 SCORE = "s"
 """The real variable that isn't a run-time scalar: a normaliser's phi and psi are functions of it."""
@@ -139,6 +141,8 @@ def fold(name: str, args: tuple[Expr, ...]) -> Expr | None:
     sort = result_sort(name, tuple(a.sort for a in args))
     value = apply(name, tuple(values), sort)
     if value is UNDEFINED or (sort == "real" and not _foldable(value, values)):
+        return None
+    if sort == "real" and name in _PRODUCTS and not (in_range(value) or (value == 0 and 0 in values)):
         return None
     return Const(value, sort)
 

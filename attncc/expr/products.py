@@ -132,25 +132,33 @@ def _gate(cx: Algebra, choice: Expr) -> Expr:
 
 
 def _literal(powers: Powers) -> tuple[float, Powers]:
-    """The product of the constants and the other factors; constants stay where their product leaves the range."""
-    constants = sorted((b for b in powers if isinstance(b, Const)), key=sort_key)
-    num = den = 1.0
-    try:
-        for c in constants:
-            up, down = powers[c]
-            num *= _whole_power(c.value, up)
-            den *= _whole_power(c.value, down)
-        literal = num / den
-    except (OverflowError, ZeroDivisionError):
-        return 1.0, powers
-    sizes = [abs(x) for x in (num, den, literal) if x != 0]
-    if any(not _TINY < x < 1 / _TINY for x in sizes) or (num == 0 and not any(c.value == 0 for c in constants)):
-        return 1.0, powers
-    return literal, {b: p for b, p in powers.items() if not isinstance(b, Const)}
+    """The product of the constants, and the other factors; a constant stays where the product would leave the range,
+    and so does a divisor of 0."""
+    literal = 1.0
+    kept = {b: p for b, p in powers.items() if not isinstance(b, Const)}
+    for c in sorted((b for b in powers if isinstance(b, Const)), key=sort_key):
+        up, down = powers[c]
+        try:
+            value = literal * _whole_power(c.value, up) / _whole_power(c.value, down)
+        except OverflowError:
+            kept[c] = up, down
+        except ZeroDivisionError:
+            kept[c] = min(up, 1), 1
+        else:
+            if in_range(value) or (value == 0 and (literal == 0 or c.value == 0)):
+                literal = value
+            else:
+                kept[c] = up, down
+    return literal, kept
+
+
+def in_range(x: float) -> bool:
+    """Far from overflow and underflow."""
+    return _TINY < abs(x) < 1 / _TINY
 
 
 def _whole_power(x: float, n: int) -> float:
-    return x ** (n % 2 if abs(x) == 1 else n)
+    return float(x ** (n % 2 if abs(x) == 1 else n))
 
 
 def _cancelled(base: Expr, power: tuple[int, int]) -> tuple[int, int]:

@@ -17,7 +17,7 @@ x, y = rvar("x"), rvar("y")
 i, j, n = ivar("i"), ivar("j"), ivar("n")
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(["real", "int", "bool"]).flatmap(expressions))
 def test_round_trip(e: Expr) -> None:
     assert parse_expr(show(e), SORTS) is e

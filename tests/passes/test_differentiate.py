@@ -170,7 +170,7 @@ def _apply(name: str, args: list[torch.Tensor]) -> torch.Tensor:
     return (TORCH | other)[name](*args)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(expressions("real", 4), environments())
 def test_gradients_are_autograds(e: Expr, env: dict[Expr, Value]) -> None:
     values = well_defined(e, env)

@@ -18,7 +18,7 @@ from attncc.passes.simplify import linear_terms, scale, simplify, simplify_all, 
 from tests.expr.strategies import REALS, environments, expressions, well_defined
 
 EPS = 2.0**-52
-QUIET = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+QUIET = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 
 x, y, z, cap = (rvar(n) for n in ("x", "y", "z", "cap"))
 i, j, D = ivar("i"), ivar("j"), ivar("D")
