@@ -86,6 +86,8 @@ def print_gluon(program: Program, *, header: str = "", triton: tuple[int, int] =
     named, kernels, used = Layouts(), Writer(), set[str]()
     for kernel in program.kernels:
         used |= _KernelPrinter(kernels, program, kernel, named, triton).write()
+    host = Writer()
+    _GluonHost(host, program, named).function(program.name)
     w = Writer()
     w.lines(f'"""{header or program.note or program.name}"""')
     w.line()
@@ -100,7 +102,7 @@ def print_gluon(program: Program, *, header: str = "", triton: tuple[int, int] =
     w.lines(kernels.text())
     w.line()
     w.line()
-    _GluonHost(w, program, named).function(program.name)
+    w.lines(host.text())
     return w.text()
 
 

@@ -19,7 +19,8 @@ from attncc.codegen.gluon_printer import arguments, print_gluon
 from attncc.codegen.signature import kernel_function
 from attncc.tile.nodes import Kernel, Program
 
-VERSION = tuple(int(x) for x in triton.__version__.split(".")[:2])
+_MAJOR, _MINOR = triton.__version__.split(".")[:2]
+VERSION = int(_MAJOR), int(_MINOR)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from attncc.codegen.gluon_printer import arguments, print_gluon
-from tests.codegen.gluon_cubin import VERSION, compile_kernel
+from tests.codegen.gluon_cubin import VERSION, compile_kernel, load
 from tests.tile.programs.hopper_forward import PLANS, program
 
 COMPILED = ["causal_turns", "causal_peeled", "full", "softcap", "narrow"]
@@ -34,6 +36,21 @@ def test_tensors_copied_in_bulk_are_passed_as_descriptors_only() -> None:
     p = program(*PLANS["bias"])
     names = [a.name for a in arguments(p, p.kernels[0])]
     assert names == ["q_desc", "k_desc", "v_desc", "slopes", "out_desc", "lse", "H", "G", "M", "N", "c0"]
+
+
+def test_host_function_passes_what_the_kernel_takes(tmp_path: Path) -> None:
+    p = program(*PLANS["bias"])
+    module = load(print_gluon(p, triton=VERSION), tmp_path / "printed.py")
+    calls: list[tuple[Any, int, tuple[Any, ...], dict[str, Any]]] = []
+    module._launch = lambda kernel, programs, args, **how: calls.append((kernel, programs, args, how))
+    q, k = (torch.zeros(2, h, 300, 128, dtype=torch.bfloat16) for h in (4, 2))
+    out, lse = module.hopper_forward(q, k, k, torch.ones(4), scale=0.1)
+    ((kernel, programs, args, how),) = calls
+    assert (out.shape, lse.shape, programs) == (q.shape, (2, 4, 300), 3 * 4 * 2)
+    assert [a.name for a in arguments(p, p.kernels[0])] == list(kernel.arg_names)
+    assert len(args) == len(kernel.arg_names)
+    assert [a.block_shape for a in args[:3]] == [[1, 1, 64, 128], [1, 1, 128, 128], [1, 1, 128, 128]]
+    assert how == {"warps": 4, "registers": 168}
 
 
 @pytest.mark.parametrize("name", COMPILED)
