@@ -49,7 +49,7 @@ def load(text: str, path: Path) -> ModuleType:
 
 def compile_kernel(program: Program, kernel: Kernel, folder: Path) -> Cubin:
     """`kernel` as printed for the installed Triton, through its compiler and a verbose run of the assembler."""
-    module = load(print_gluon(program, triton=VERSION), folder / f"{program.name}.py")  # type: ignore[arg-type]
+    module = load(print_gluon(program, triton=VERSION), folder / f"{program.name}.py")
     args = arguments(program, kernel)
     attributes: Any = {(n,): [["tt.divisibility", a.divisible]] for n, a in enumerate(args) if a.divisible > 1}
     source = GluonASTSource(getattr(module, kernel_function(kernel)), {a.name: a.type for a in args}, {}, attributes)

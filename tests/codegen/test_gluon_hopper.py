@@ -40,7 +40,7 @@ def test_tensors_copied_in_bulk_are_passed_as_descriptors_only() -> None:
 
 def test_host_function_passes_what_the_kernel_takes(tmp_path: Path) -> None:
     p = program(*PLANS["bias"])
-    module = load(print_gluon(p, triton=VERSION), tmp_path / "printed.py")
+    module: Any = load(print_gluon(p, triton=VERSION), tmp_path / "printed.py")
     calls: list[tuple[Any, int, tuple[Any, ...], dict[str, Any]]] = []
     module._launch = lambda kernel, programs, args, **how: calls.append((kernel, programs, args, how))
     q, k = (torch.zeros(2, h, 300, 128, dtype=torch.bfloat16) for h in (4, 2))
