@@ -1,0 +1,1 @@
+"""Tile IR -> text: one printer a target. Nothing here knows attention."""

@@ -19,6 +19,7 @@ import lark
 from lark import Lark, Token
 from lark.exceptions import UnexpectedCharacters, UnexpectedToken
 
+from attncc.debug import setting
 from attncc.diagnostics import Span
 from attncc.grammar import tree as ast
 from attncc.grammar.build import Builder
@@ -92,9 +93,14 @@ def _cache_file(grammar: str) -> Path | None:
     key = f"{lark.__version__} {sys.version_info[:2]} {grammar}".encode()
     name = f"grammar-{hashlib.sha256(key).hexdigest()[:20]}.tables"
     try:
+        folder = setting("ATTNCC_CACHE")
+        if folder == "off":
+            return None
+        if folder:
+            return Path(folder).expanduser() / name
         import platformdirs
 
-        return Path(os.environ.get("ATTNCC_CACHE_DIR") or platformdirs.user_cache_dir("attncc")) / name
+        return Path(platformdirs.user_cache_dir("attncc", appauthor=False)) / name
     except (RuntimeError, OSError):
         return None
 

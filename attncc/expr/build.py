@@ -42,10 +42,12 @@ def to_real(x: Operand) -> Expr:
 
 
 def ivar(name: str) -> Var:
+    """A variable of sort int."""
     return Var(name, "int")
 
 
 def rvar(name: str) -> Var:
+    """A variable of sort real."""
     return Var(name, "real")
 
 

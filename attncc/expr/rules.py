@@ -79,6 +79,8 @@ def relu_decided(cx: Algebra, x: Expr) -> Expr | None:
 
 
 def even(name: str) -> Rule:
+    """The rule of an even function: a negated argument loses its sign."""
+
     def even_function(cx: Algebra, x: Expr) -> Expr | None:
         """cos(-x) --> cos(x)"""
         positive = negated(x)

@@ -1,6 +1,6 @@
 """The Spec IR as text, one declaration, named part or statement a line; `read_spec` gives the equal Spec back.
 
-    spec gpt_oss
+    spec window_and_sink
     const window: int = 128
     param sink: real[h: H]
     %1 = contract(d < D, q[b, h, i, d], k[b, g, j, d])

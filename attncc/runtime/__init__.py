@@ -1,0 +1,1 @@
+"""From printed source to a callable: variants, builds, the disk cache, launches, autograd, operators."""

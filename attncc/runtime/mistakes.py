@@ -10,7 +10,7 @@ from attncc.errors import BackendError, CallError
 class MissingTensor(CallError):
     """A tensor the spec captures was not given.
 
-    Broken: `attn(q, k, v)` for `attention alibi(slope: real[h])`.
+    Broken: `attn(q, k, v)` for `attention slopes(slope: real[h])`.
     Mended: `attn(q, k, v, slope=slope)`.
     """
 
@@ -20,7 +20,7 @@ class MissingTensor(CallError):
 class UnknownTensor(CallError):
     """A tensor or constant was given that the spec does not declare.
 
-    Broken: `attn(q, k, v, slopes=slope)` for `attention alibi(slope: real[h])`.
+    Broken: `attn(q, k, v, slopes=slope)` for `attention slopes(slope: real[h])`.
     Mended: `attn(q, k, v, slope=slope)`.
     """
 

@@ -1,0 +1,1 @@
+"""Spec IR -> Tile IR: the schedules and what they share."""

@@ -22,6 +22,8 @@ SPECIAL = frozenset(
 
 @dataclass(slots=True)
 class Scope:
+    """The statements of one loop or of the kernel, and what is already computed or loaded there."""
+
     depth: int
     statements: list[t.Stmt] = field(default_factory=list)
     known: dict[tuple[Expr, tuple[str, ...]], str] = field(default_factory=dict)

@@ -123,6 +123,8 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Reduce:
+    """One axis of `value` is gone: its elements combined by `op`."""
+
     op: Literal["sum", "max", "min", "any", "all"]
     value: str
     axis: str
@@ -130,6 +132,8 @@ class Reduce:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
+    """Running sums, maxima or products of `value` along an axis, from its end where `reverse`."""
+
     op: Literal["sum", "max", "mul"]
     value: str
     axis: str
@@ -163,12 +167,16 @@ class DotWait:
 
 @dataclass(frozen=True, slots=True)
 class Cast:
+    """`value` in the dtype of what it is assigned to."""
+
     value: str
     rounding: Literal["nearest", "down", "stochastic"] = "nearest"
 
 
 @dataclass(frozen=True, slots=True)
 class SharedLoad:
+    """The contents of a slot of shared memory."""
+
     slot: Slot
 
 
@@ -210,6 +218,8 @@ class GatherAxis:
 
 @dataclass(frozen=True, slots=True)
 class Pack:
+    """Neighbours along `axis` packed into one integer each, `bits` bits an element."""
+
     value: str
     bits: int
     axis: str
@@ -217,6 +227,8 @@ class Pack:
 
 @dataclass(frozen=True, slots=True)
 class Unpack:
+    """The inverse of Pack: one integer gives its elements along `axis`."""
+
     value: str
     bits: int
     axis: str
@@ -414,6 +426,8 @@ class AllocBar:
 
 @dataclass(frozen=True, slots=True)
 class SharedStore:
+    """Writes `value` into a slot of shared memory."""
+
     slot: Slot
     value: str
 
@@ -441,6 +455,8 @@ class BarWait:
 
 @dataclass(frozen=True, slots=True)
 class BarArrive:
+    """One arrival at `bar`."""
+
     bar: Bar
 
 
@@ -561,6 +577,8 @@ class Alloc:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
+    """Runs a kernel of the program over its grid."""
+
     kernel: str
 
 

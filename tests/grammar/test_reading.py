@@ -90,7 +90,7 @@ def test_line_ends_and_missing_last_newline() -> None:
 
 
 def test_a_damaged_cache_is_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ATTNCC_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("ATTNCC_CACHE", str(tmp_path))
     tables.cache_clear()
     parse(FULL)
     (stored,) = tmp_path.iterdir()
@@ -100,7 +100,7 @@ def test_a_damaged_cache_is_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert parse(FULL).name == "full"
         tables.cache_clear()
         assert parse(FULL).name == "full"
-    monkeypatch.setenv("ATTNCC_CACHE_DIR", "/proc/nowhere")
+    monkeypatch.setenv("ATTNCC_CACHE", "/proc/nowhere")
     tables.cache_clear()
     assert parse(FULL).name == "full"
     tables.cache_clear()
