@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attncc.cli_common import constants, echo_json, guarded, integers, require_spec, json_option
+from attncc.cli_common import constants, echo_json, guarded, integers, json_option, require_spec
 
 if TYPE_CHECKING:
     from attncc.runtime.attention import Attention
@@ -85,7 +85,7 @@ def _data(attention: Attention, sizes: dict[str, int], dtype: str, device: str, 
         "dtype": dtype.removeprefix("torch."),
         "device": device,
         "errors": errors,
-        "bar": trial.bar,
+        "bars": trial.bars,
         "seconds": {"first": trial.first, "forward": trial.forward, "backward": trial.backward},
         "notes": trial.notes,
     }
@@ -98,8 +98,8 @@ def _show(attention: Attention, sizes: dict[str, int], dtype: str, device: str, 
     for name, value in attention.constants.items():
         click.echo(f"  constant {name} = {value!r}")
     for name, error in (trial.errors or {}).items():
-        verdict = "ok" if error <= trial.bar else "WRONG"
-        click.echo(f"  {name:<12} error {error:.1e}   at most {trial.bar:.0e}   {verdict}")
+        bar = trial.bars[name]
+        click.echo(f"  {name:<12} error {error:.1e}   at most {bar:.0e}   {'ok' if error <= bar else 'WRONG'}")
     for note in trial.notes:
         click.echo(f"  {note}")
     click.echo(f"  first call   {_time(trial.first)}, compilation included")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attncc.debug import setting
 from attncc.diagnostics import did_you_mean
-from attncc.runtime.backends import BACKENDS, mode_of, target_of
+from attncc.runtime.backends import BACKENDS, mode_of, quietly, target_of
 from attncc.runtime.checks import check_call, check_constants
 from attncc.runtime.family import Family, Half, Place, Which, family, place_of
 from attncc.runtime.interface import Number
@@ -98,6 +98,8 @@ class Plan:
     def _run(
         self, function: Callable[..., tuple[Tensor, ...]], args: tuple[Tensor, ...], keywords: Mapping[str, Number]
     ) -> tuple[Tensor, ...]:
+        if self.place.mode == "interpret":
+            return quietly(function, args, keywords)
         if self.device < 0 or self.device == torch.cuda.current_device():
             return function(*args, **keywords)
         with torch.cuda.device(self.device):

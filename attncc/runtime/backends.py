@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import assert_never
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, assert_never
 
 import torch
 
@@ -12,6 +13,7 @@ from attncc.runtime.family import Mode
 from attncc.runtime.mistakes import InterpreterTooLate, NoTriton, UnknownBackend, WrongDevice
 from attncc.schedule.variant import Target
 
+T = TypeVar("T")
 BACKENDS = ("auto", "triton", "torch", "interpret")
 
 
@@ -80,3 +82,11 @@ def _gpu_mode() -> Mode:
             hint="unset TRITON_INTERPRET, or use backend='interpret' or 'torch'",
         )
     return "cuda"
+
+
+def quietly(function: Callable[..., T], args: tuple[Any, ...], keywords: Mapping[str, Any]) -> T:
+    """A call under Triton's interpreter, which computes with numpy and would warn of every log of 0."""
+    import numpy as np
+
+    with np.errstate(all="ignore"):
+        return function(*args, **keywords)

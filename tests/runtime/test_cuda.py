@@ -16,7 +16,7 @@ from attncc.runtime.mistakes import KernelFailed
 from attncc.runtime.text import execute
 
 TYPES = ("*bf16", "i64", "*fp32", "i32", "fp32", "i64", "i32", "fp64")
-READ = {"*": ctypes.c_void_p, "i64": ctypes.c_int64, "i32": ctypes.c_int32, "fp32": ctypes.c_float}
+READ: dict[str, Any] = {"*": ctypes.c_void_p, "i64": ctypes.c_int64, "i32": ctypes.c_int32, "fp32": ctypes.c_float}
 READ |= {"fp64": ctypes.c_double}
 
 
