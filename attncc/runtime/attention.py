@@ -24,6 +24,7 @@ from attncc.runtime.variants import address, forward_variant, layout_of, result_
 from attncc.runtime.warmup import meta_tensors
 from attncc.schedule.variant import Variant
 
+_PLAIN = (Tensor, torch.nn.Parameter)
 _MEMO = 4096
 """Calls that are remembered by their shapes before all are forgotten."""
 
@@ -136,7 +137,7 @@ class Attention:
         return f"<attention {self.__name__}, backend={self._backend}{constants}>"
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, **captured: Tensor) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or (type(q) not in _PLAIN and isinstance(q, Tensor)):
             return self._traced(q, k, v, return_lse, captured)
         if return_lse and not self._lse:
             raise self._no_lse()
@@ -184,7 +185,7 @@ class Attention:
         return Plan(compiled, self.constants, place, half, picks, half.bind(self.constants), index, strides)
 
     def _traced(self, q: Tensor, k: Tensor, v: Tensor, return_lse: bool, captured: dict[str, Tensor]) -> Any:
-        """Under torch.compile: the registered operator."""
+        """Under torch.compile, and for fake and other kinds of tensors: the registered operator."""
         if return_lse and not self._lse:
             raise self._no_lse()
         if set(captured) != set(self._captured):

@@ -202,6 +202,18 @@ def test_operators_pass_torchs_own_checks(driver: FakeDriver) -> None:
         torch.library.opcheck(attn._ops.forward, tuple(inputs.values()))
 
 
+def test_fake_tensors_give_shapes_and_strides(driver: FakeDriver) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    attn = compiled()
+    with FakeTensorMode():
+        q = torch.empty(2, 12, 4, 8).transpose(1, 2)
+        k, doc = torch.empty(2, 2, 12, 8), torch.empty(2, 12, dtype=torch.int32)
+        out, lse = attn(q, k, k, slope=torch.empty(4), doc=doc, return_lse=True)
+    assert (out.shape, out.stride(), lse.shape) == (q.shape, q.stride(), (2, 4, 12))
+    assert driver.prints == 0
+
+
 def test_equal_specs_share_one_family(driver: FakeDriver, tmp_path: Path) -> None:
     path = tmp_path / "sloped.attn"
     path.write_text(TEXT)
