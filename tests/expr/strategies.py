@@ -121,6 +121,8 @@ def _clear(node: Op, values: dict[Expr, Value]) -> bool:
         return abs(args[0] - round(args[0])) > 1e-6 * max(1.0, abs(args[0]))
     if node.name in (*COMPARISONS, "min", "max") and node.args[0].sort == "real":
         return abs(args[0] - args[1]) > 1e-6 * max(1.0, abs(args[0]), abs(args[1]))
+    if node.name == "pow" and args[0] < 0 and not isinstance(node.args[1], Const):
+        return False
     if node.sort == "real" and node.name in ("abs", "relu", "elu", "sqrt", "recip", "rsqrt", "log", "log2", "pow"):
         return abs(args[0]) > 1e-6
     return node.name != "div" or abs(args[1]) > 1e-6
