@@ -63,7 +63,7 @@ def test_no_stranger_at_the_top() -> None:
 def test_the_version_is_one() -> None:
     tree = ast.parse((ROOT / "attncc" / "__init__.py").read_text())
     (version,) = (
-        n.value.value
+        str(n.value.value)
         for n in tree.body
         if isinstance(n, ast.Assign)
         and ast.unparse(n.targets[0]) == "__version__"
