@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from attncc.codegen.helpers import HELPERS, NEEDS
 from attncc.codegen.scalars import PRODUCT, UNARY, python_name, spell
-from attncc.codegen.signature import constants, kernel_function, sizes, strides, tensors
+from attncc.codegen.signature import constants, host_scalars, kernel_function, sizes, strides, tensors
 from attncc.codegen.tables import index_tables, rounds
 from attncc.codegen.writer import Writer
 from attncc.expr.nodes import Expr, free_vars
@@ -154,7 +154,7 @@ class _Host:
             if self.launches:
                 self.unpack(self.tensors[name])
                 args.extend(strides(self.tensors[name]))
-        args.extend(python_name(n) for n in kernel.scalars)
+        args.extend(python_name(n) for n in (kernel.scalars if self.launches else host_scalars(kernel)))
         if not self.launches:
             self.w.call(kernel_function(kernel), args)
             return

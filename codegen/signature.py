@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from attncc.errors import InternalError
-from attncc.expr.nodes import Var
+from attncc.expr.nodes import Var, free_vars
 from attncc.tile.nodes import Alloc, Dtype, FirstLast, Gather, Kernel, Program, Scalar, ScatterAdd, SumAxes, Tensor
 
 ITEMSIZE: dict[Dtype, int] = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i64": 8, "i32": 4, "u8": 1, "bool": 1}
@@ -77,6 +77,12 @@ def signature(program: Program, kernel: Kernel) -> tuple[Arg, ...]:
 def kernel_function(kernel: Kernel) -> str:
     """The name a kernel is printed under: never that of a host function."""
     return kernel.name if kernel.name.endswith("_kernel") else f"{kernel.name}_kernel"
+
+
+def host_scalars(kernel: Kernel) -> tuple[str, ...]:
+    """What a kernel printed as a plain function is passed besides its tensors: its scalars and those of its grid."""
+    grid = (n for axis in kernel.grid for n in sorted(free_vars(axis.extent)))
+    return tuple(dict.fromkeys((*kernel.scalars, *grid)))
 
 
 def scalar_type(program: Program, scalar: Scalar) -> str:

@@ -26,18 +26,20 @@ def dot(state: State, s: t.Let, d: t.Dot) -> Item:
     scale = state.facts.scale.get(s.name)
     if d.start is not None:
         return accumulated(state, s, d.start, left, right, varies, shape)
+    room = state.borrow(s.type, varies)
+    out = f", out={room}" if room else ""
     if scale is None:
-        text = f"torch.bmm({left}, {right})" if varies else f"{left} @ {right}"
+        text = f"torch.bmm({left}, {right}{out})" if varies else f"{left} @ {right}"
     else:
         alpha = state.number(scale, TERNARY)
         if varies:
             none = f"{state.item(d.a).text.at(CALL)}.new_empty(1, 1, 1)"
-            text = f"torch.baddbmm({none}, {left}, {right}, beta=0, alpha={alpha})"
+            text = f"torch.baddbmm({none}, {left}, {right}, beta=0, alpha={alpha}{out})"
         else:
             text = f"({left} @ {right}) * {alpha}"
     if varies and len(state.facts.batch) > 1:
         text = f"{text}.unflatten(0, ({', '.join(lead(state, varies))}))"
-    return Item(Text(text, CALL, True, "real"), axes, varies, None, True)
+    return Item(Text(text, CALL, True, "real"), axes, varies, None, True, bool(room))
 
 
 def lead(state: State, varies: frozenset[str]) -> list[str]:

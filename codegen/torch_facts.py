@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
-from attncc.codegen.signature import tensors
+from attncc.codegen.signature import host_scalars, tensors
 from attncc.errors import InternalError
 from attncc.expr.build import FALSE, TRUE, op
 from attncc.expr.nodes import Const, Expr, Op, Var, free_vars, rewrite, substitute, walk
@@ -51,13 +51,31 @@ class Value:
 Kind = Number | Lane | Span | Value
 
 
+class Uneven(Exception):
+    """Control flow that differs between positions of these batch axes."""
+
+    def __init__(self, axes: frozenset[str]) -> None:
+        super().__init__(*sorted(axes))
+        self.axes = axes
+
+
+def facts(program: t.Program, kernel: t.Kernel) -> Facts:
+    """The facts of `kernel`; batch axes whose positions take different turns are walked one by one, like a split."""
+    while True:
+        try:
+            return Facts(program, kernel)
+        except Uneven as e:
+            grid = tuple(replace(a, role="split") if a.name in e.axes else a for a in kernel.grid)
+            kernel = replace(kernel, grid=grid)
+
+
 class Facts:
     """The facts of one kernel; `body` is its statements with the folds applied."""
 
     def __init__(self, program: t.Program, kernel: t.Kernel) -> None:
         self.kernel = kernel
         self.tensors = {n: x for n, x in tensors(program).items() if n in kernel.tensors}
-        self.kinds: dict[str, Kind] = {n: Number() for n in kernel.scalars}
+        self.kinds: dict[str, Kind] = {n: Number() for n in host_scalars(kernel)}
         self.types: dict[str, t.Type] = {}
         self.varies: dict[str, frozenset[str]] = {}
         self.extents: dict[str, Expr] = {}
@@ -173,7 +191,8 @@ class Facts:
             case t.If():
                 return self._branch(s)
             case t.Store() | t.ReduceAdd() | t.Yield():
-                return _mapped(s, self.fold)
+                folded: t.Stmt = _mapped(s, self.fold)
+                return folded
             case _:
                 raise InternalError(f"{type(s).__name__} has no torch spelling")
 
@@ -209,6 +228,7 @@ class Facts:
 
     def _loop(self, s: t.For) -> t.For:
         self.kinds[s.index] = Number()
+        self._even(s.over)
         outer = dict(self.cut)
         if isinstance(s.over, t.Ranges):
             s = replace(s, over=_mapped(s.over, self.fold))
@@ -226,10 +246,18 @@ class Facts:
                 self.varies[c.start] |= self.varies[c.name]
         return replace(s, body=body)
 
+    def _even(self, over: t.Ranges | t.Count) -> None:
+        """Intervals are widened to what all positions of the batch need; nothing else may vary with it."""
+        pieces = [over] if isinstance(over, t.Count) else [p for p in over.pieces if not isinstance(p, t.Interval)]
+        for p in pieces:
+            bounds = [e for f in fields(p) if isinstance(e := getattr(p, f.name), Expr)]
+            if not all(self.is_number(e) for e in bounds):
+                raise Uneven(frozenset(a for e in bounds for a in self.deps(e)))
+
     def _branch(self, s: t.If) -> t.If:
         s = replace(s, condition=self.fold(s.condition))
         if not self.is_number(s.condition):
-            raise InternalError("a branch on a batch position has no torch spelling")
+            raise Uneven(self.deps(s.condition))
         then, orelse = self._block(s.then), self._block(s.orelse)
         for c in s.carried:
             self._carry(c, self.varies.get(c.start, frozenset()))
@@ -299,7 +327,7 @@ def operands(x: Any) -> Iterator[str]:
                 yield from operands(e)
         case t.Reduce(_, value) | t.Scan(_, value) | t.Cast(value) | t.TopK(value) | t.TriInverse(value):
             yield value
-        case t.SplitAxis(value) | t.JoinAxis(value) | t.Convert(value) | t.DotWait(value):
+        case t.SplitAxis(value) | t.JoinAxis(value) | t.Rename(value) | t.Convert(value) | t.DotWait(value):
             yield value
         case t.GatherAxis(value, index):
             yield value
@@ -527,7 +555,7 @@ def _times(node: Expr, dots: set[str], facts: Facts) -> tuple[Var, Expr] | None:
     match node:
         case Op("mul", (x, y)):
             for v, c in ((x, y), (y, x)):
-                if isinstance(v, Var) and v.name in dots and free_vars(c) <= set(facts.kernel.scalars):
+                if isinstance(v, Var) and v.name in dots and free_vars(c) <= set(host_scalars(facts.kernel)):
                     return v, c
     return None
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from attncc.codegen.scalars import CALL, PRODUCT, SUM, TERNARY, UNARY, python_name
-from attncc.codegen.signature import kernel_function
+from attncc.codegen.signature import host_scalars, kernel_function
 from attncc.codegen.torch_dots import dot
 from attncc.codegen.torch_exprs import Text
-from attncc.codegen.torch_facts import Facts, Number, Span, statements
+from attncc.codegen.torch_facts import Number, Span, facts, statements
 from attncc.codegen.torch_maps import Maps
 from attncc.codegen.torch_memory import Memory
 from attncc.codegen.torch_state import Frame, Item, State, Storage, last_reads
@@ -39,13 +39,34 @@ def _steps(sizes, grains, tile):
 '''
 
 
+PIECES = '''\
+def _pieces(width, *spans):
+    """The positions of `spans`, each once, as (begin, end) of pieces at most `width` long."""
+    reached = 0
+    for begin, end in sorted(spans):
+        begin = max(begin, reached)
+        for at in range(begin, end, width):
+            yield at, min(at + width, end)
+        reached = max(reached, end)
+'''
+
+PART = '''\
+def _part(room, *shape):
+    """The first elements of `room` in this shape."""
+    return room[: math.prod(shape)].view(shape)
+'''
+
+_WIDE = 1 << 17
+"""Elements of a tile worth a call: loops over free ranges take as many neighbouring tiles at once."""
+
+
 class KernelPrinter:
     """Prints one kernel; `helpers` collects the helper functions it calls."""
 
     def __init__(self, w: Writer, program: t.Program, kernel: t.Kernel) -> None:
         self.w = w
-        self.kernel = kernel
-        self.facts = Facts(program, kernel)
+        self.facts = facts(program, kernel)
+        self.kernel = self.facts.kernel
         self.state = State(w, self.facts)
         self.memory = Memory(self.state)
         self.helpers = self.memory.helpers
@@ -54,7 +75,7 @@ class KernelPrinter:
 
     def function(self) -> None:
         """The whole function."""
-        args = [python_name(n) for n in (*self.kernel.tensors, *self.kernel.scalars)]
+        args = [python_name(n) for n in (*self.kernel.tensors, *host_scalars(self.kernel))]
         with self.w.block(f"def {kernel_function(self.kernel)}({', '.join(args)}):"):
             if self.kernel.note:
                 self.w.line(f'"""{self.kernel.note}"""')
@@ -64,16 +85,25 @@ class KernelPrinter:
 
     def batch(self, axes: list[str]) -> None:
         """Loops over parts of the batch, then over tiles, then the body."""
+        outer = self.w
+        inside = self.state.w = self.w = Writer(self.w.depth)
+        self.batch_loops(axes)
+        self.state.w = self.w = outer
         if axes:
             grid = {a.name: a for a in self.kernel.grid}
             sizes = [self.state.number(grid[a].extent, TERNARY) for a in axes]
             grains = [self.grain(a) for a in axes]
             steps = [f"{a}_step" for a in axes]
             comma = "," if len(axes) == 1 else ""
-            args = f"({', '.join(sizes)}{comma}), ({', '.join(grains)}{comma}), {self.largest()}"
+            tile = max(_WIDE, self.largest(self.facts.body))
+            args = f"({', '.join(sizes)}{comma}), ({', '.join(grains)}{comma}), {tile}"
             self.w.line(f"{', '.join(steps)}{comma} = _steps({args})")
             self.helpers.add("_steps")
-        self.batch_loops(axes)
+        for n, size in enumerate(self.state.rooms):
+            lead = " * ".join(f"{a}_step" for a in axes)
+            self.w.line(f"room_{n} = torch.empty({lead} * {size}, dtype={self.state.real}, device=device)")
+            self.helpers.add("_part")
+        self.w.append(inside)
 
     def batch_loops(self, axes: list[str]) -> None:
         if not axes:
@@ -105,7 +135,7 @@ class KernelPrinter:
         if not found:
             return "1"
         whole = next(self.state.number(x.extent, TERNARY) for x in self.kernel.grid if x.name == axis)
-        if len(found) > 1 or not free_vars(c := next(iter(found))) <= set(self.kernel.scalars):
+        if len(found) > 1 or not free_vars(c := next(iter(found))) <= set(host_scalars(self.kernel)):
             return f"max(1, {whole})"
         return f"max(1, {self.safe(c)})"
 
@@ -116,10 +146,10 @@ class KernelPrinter:
                 return f"{self.state.number(a, PRODUCT)} // max(1, {self.state.number(b)})"
         return self.state.number(c)
 
-    def largest(self) -> int:
-        """Elements of the largest value of one program."""
+    def largest(self, body: tuple[t.Stmt, ...]) -> int:
+        """Elements of the largest value."""
         sizes = [1]
-        for s in statements(self.facts.body):
+        for s in statements(body):
             if isinstance(s, t.Let):
                 n = 1
                 for a in s.type.axes:
@@ -193,7 +223,8 @@ class KernelPrinter:
                 lead = "" if base == "0" else f"{base} + "
                 text = f"torch.arange({lead}{kind.at}, {lead}{self.state.end(kind.at)}, device=device)"
             else:
-                text = f"torch.arange({base}, {base} + {kind.extent}, device=device)"
+                ends = str(kind.extent) if base == "0" else f"{base}, {base} + {kind.extent}"
+                text = f"torch.arange({ends}, device=device)"
             self.state.assign(s.name, text, False, s.note)
             return
         self.bind(s, self.value(s))
@@ -204,7 +235,7 @@ class KernelPrinter:
             self.state.bind(s.name, item.storage)
             return
         view = isinstance(s.op, t.Load) and not item.text.text.endswith(".float()")
-        self.state.assign(s.name, item.text.at(TERNARY), not view, s.note, item.dense and not view)
+        self.state.assign(s.name, item.text.at(TERNARY), not view, s.note, item.dense and not view, item.lent)
 
     def scalar(self, s: t.Let) -> str:
         """A number as Python text: an expression, or the one element of a tensor."""
@@ -248,7 +279,6 @@ class KernelPrinter:
 
     def map(self, s: t.Let, body: Expr) -> Item:
         axes = s.type.names()
-        self.state.note = s.note
         item = Maps(self.state, axes, body, s.name).run()
         if item.tensor and item.axes == axes:
             return item
@@ -309,21 +339,20 @@ class KernelPrinter:
     def loop(self, s: t.For) -> None:
         starts = self.take(s.carried)
         outer = dict(self.state.cut)
-        name = python_name(s.index)
-        if isinstance(s.over, t.Count):
-            over = f"range({self.state.number(s.over.lo)}, {self.state.number(s.over.hi)})"
-        else:
-            over = self.positions(s.over, s.order)
-            self.state.cut[s.axis] = s.index
+        match s.over:
+            case t.Count(lo, hi):
+                over = f"{python_name(s.index)} in range({self.state.number(lo)}, {self.state.number(hi)})"
+            case t.Ranges():
+                over = f"{python_name(s.index)}, {self.state.end(s.index)} in {self.tiles_of(s, s.over)}"
+                self.state.cut[s.axis] = s.index
+                self.state.widths[s.index] = self.width(s, s.over)
+        inner = not any(isinstance(x, t.For) for x in statements(s.body))
+        self.state.lending = 0 if inner and isinstance(s.over, t.Ranges) else None
         self.w.comment(s.note)
-        with self.w.block(f"for {name} in {over}:"):
-            if isinstance(s.over, t.Ranges):
-                end, tile = self.state.end(s.index), s.over.tile
-                limit = f"{name} + {tile}"
-                extent = self.state.number(s.over.extent, TERNARY)
-                self.w.line(f"{end} = {limit if s.over.full else f'min({limit}, {extent})'}")
+        with self.w.block(f"for {over}:"):
             self.block(s.body, Frame(True, {c.name for c in s.carried}, {}), s.carried, starts)
         self.state.cut = outer
+        self.state.lending = None
 
     def take(self, carried: tuple[t.Carry, ...]) -> list[Storage | None]:
         """Variables for the carried names: the start's own where nothing else reads it, else a copy."""
@@ -345,11 +374,12 @@ class KernelPrinter:
         return storages
 
     def copied(self, c: t.Carry, start: Storage, same: bool) -> Storage:
-        storage = Storage(python_name(c.name), True, {c.name}, start.dense)
+        storage = Storage(python_name(c.name), True, {c.name}, True)
         text = start.var
         if not same:
             text = f"{text}.expand({', '.join(self.shape(c.type, self.facts.varies[c.name]))})"
-        self.w.line(f"{storage.var} = {text}.clone()")
+        form = "" if start.dense else "memory_format=torch.contiguous_format"
+        self.w.line(f"{storage.var} = {text}.clone({form})")
         return storage
 
     def hand_on(
@@ -376,7 +406,7 @@ class KernelPrinter:
                 continue
             if self.facts.varies[value] != self.facts.varies[c.name]:
                 text = f"{text}.expand({', '.join(self.shape(c.type, self.facts.varies[c.name]))}).clone()"
-            elif source is None or not source.owned or source.var in taken or not source.names <= bound:
+            elif source is None or not _movable(source, bound) or source.var in taken:
                 text = f"{text}.clone()"
             taken.add(source.var if source is not None else text)
             left.append(storage.var)
@@ -395,41 +425,39 @@ class KernelPrinter:
             with self.w.block(header):
                 self.block(body, Frame(False, set(), {}), s.carried, storages)
 
-    def positions(self, over: t.Ranges, order: str) -> str:
-        """The first positions of the tiles of `over`, as an iterable."""
-        spread = any(not self.facts.is_number(e) for p in over.pieces for e in _piece_exprs(p))
-        parts = [self.piece(p, over) for p in over.pieces]
-        if not parts:
+    def tiles_of(self, s: t.For, over: t.Ranges) -> str:
+        """(begin, end) of the pieces a loop walks: runs of tiles as wide as fits where their order is free."""
+        spans = [x for p in over.pieces for x in self.spans(p, over)]
+        if not spans:
             return "()"
-        if len(parts) == 1 and isinstance(over.pieces[0], t.Interval):
-            return parts[0] if order != "desc" else f"reversed({parts[0]})"
-        joined = ", ".join(f"*{p}" for p in parts)
-        comma = "," if len(parts) == 1 else ""
-        if spread or order != "any":
-            tail = ", reverse=True" if order == "desc" else ""
-            return f"sorted({{{joined}}}{tail})"
-        return f"({joined}{comma})"
+        text = f"_pieces({self.width(s, over)}, {', '.join(spans)})"
+        self.helpers.add("_pieces")
+        return f"reversed([*{text}])" if s.order == "desc" else text
 
-    def piece(self, p: t.Piece, over: t.Ranges) -> str:
-        tile = over.tile
+    def width(self, s: t.For, over: t.Ranges) -> int:
+        """The most positions of a loop's axis at once."""
+        fixed = t.Scan | t.SplitAxis | t.JoinAxis | t.TriInverse | t.TopK | t.Pack | t.Unpack
+        if s.order != "any" or any(isinstance(x, t.Let) and isinstance(x.op, fixed) for x in statements(s.body)):
+            return over.tile
+        return over.tile * max(1, _WIDE // self.largest(s.body))
+
+    def spans(self, p: t.Piece, over: t.Ranges) -> list[str]:
+        """Text of the (begin, end) pairs of one piece."""
+        tile, extent = over.tile, self.state.number(over.extent, TERNARY)
         match p:
             case t.Interval(lo, hi):
                 begin = self.bound(lo, "max" if over.full else "min")
                 end = self.bound(hi, "min" if over.full else "max")
-                extent = self.state.number(over.extent, TERNARY)
                 first = "0" if begin == "0" else f"{begin} * {tile}"
-                return f"range({first}, min({end} * {tile}, {extent}), {tile})"
+                return [f"({first}, min({end} * {tile}, {extent}))"]
             case t.Strided(base, length, period, count):
-                if not all(self.facts.is_number(e) for e in _piece_exprs(p)):
-                    raise InternalError("strided pieces that vary with the batch have no torch spelling")
                 b, n, d, c = (self.state.number(e, PRODUCT) for e in (base, length, period, count))
-                inner = f"for run in range({c}) for at in range({n})"
-                return f"[({b} + run * {d} + at) * {tile} {inner}]"
+                run = f"({b} + n * {d}) * {tile}"
+                return [f"*(({run}, min({run} + {n} * {tile}, {extent})) for n in range({c}))"]
             case t.Listed(tensor, offset, count):
-                if not all(self.facts.is_number(e) for e in _piece_exprs(p)):
-                    raise InternalError("listed pieces that vary with the batch have no torch spelling")
                 first, n = self.state.number(offset, SUM), self.state.number(count, SUM)
-                return f"[at * {tile} for at in {python_name(tensor)}.flatten()[{first} : {first} + {n}].tolist()]"
+                listed = f"{python_name(tensor)}.flatten()[{first} : {first} + {n}].tolist()"
+                return [f"*((at * {tile}, min(at * {tile} + {tile}, {extent})) for at in {listed})"]
 
     def bound(self, e: Expr, which: str) -> str:
         """A loop's bound: a number, or the extreme over the batch."""
@@ -439,6 +467,11 @@ class KernelPrinter:
         return f"int({item.text.at(CALL)}.{which}())"
 
 
+def _movable(source: Storage, bound: set[str]) -> bool:
+    """Whether a tensor was made for good in the block that binds these names."""
+    return source.owned and not source.lent and source.names <= bound
+
+
 def _yielded(body: tuple[t.Stmt, ...]) -> tuple[str, ...]:
     return body[-1].values if body and isinstance(body[-1], t.Yield) else ()
 
@@ -446,16 +479,6 @@ def _yielded(body: tuple[t.Stmt, ...]) -> tuple[str, ...]:
 def _without_identities(left: list[str], right: list[str]) -> tuple[list[str], list[str]]:
     pairs = [(a, b) for a, b in zip(left, right, strict=True) if a != b]
     return [a for a, _ in pairs], [b for _, b in pairs]
-
-
-def _piece_exprs(p: t.Piece) -> tuple[Expr, ...]:
-    match p:
-        case t.Interval(lo, hi):
-            return (lo, hi)
-        case t.Strided(base, length, period, count):
-            return (base, length, period, count)
-        case t.Listed(_, offset, count):
-            return (offset, count)
 
 
 def _expressions(x: t.Op) -> tuple[Expr, ...]:

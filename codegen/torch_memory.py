@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from attncc.codegen.scalars import CALL, PRODUCT, SUM, TERNARY, UNARY, python_name
+from attncc.codegen.scalars import CALL, PRODUCT, SUM, TERNARY, UNARY, literal, python_name
 from attncc.codegen.torch_exprs import Text
-from attncc.codegen.torch_facts import ZERO, Along, At, Every, Place, Span, plan
+from attncc.codegen.torch_facts import ZERO, Along, At, Every, Place, Span, plan, statements
 from attncc.codegen.torch_maps import Maps
 from attncc.codegen.torch_state import Item, State
 from attncc.expr.build import TRUE
@@ -45,6 +45,9 @@ class Memory:
     def __init__(self, state: State) -> None:
         self.state = state
         self.helpers: set[str] = set()
+        stores = (s for s in statements(state.facts.body) if isinstance(s, t.Store | t.ReduceAdd))
+        self.written = {s.tensor for s in stores}
+        """Tensors that the kernel writes: what it loads of them is a copy."""
 
     # --- slices -----------------------------------------------------------------------------------------------------
 
@@ -116,6 +119,8 @@ class Memory:
         places = plan(load.index, state.facts) if load.guard is TRUE else None
         if places is not None:
             text, found = self.view(load.tensor, places, axes)
+            if load.tensor in self.written and s.type.dtype not in NARROW:
+                text = f"{text}.clone()"
         else:
             text, found = self.gathered(load, axes)
         if s.type.dtype in NARROW:
@@ -128,7 +133,7 @@ class Memory:
     def gathered(self, load: t.Load, axes: tuple[str, ...]) -> tuple[str, frozenset[str]]:
         self.helpers.add("_gather")
         index, guard, found = self.indices(load.index, load.guard, axes)
-        return f"_gather({python_name(load.tensor)}, {index}, {guard}, {load.other!r})", found
+        return f"_gather({python_name(load.tensor)}, {index}, {guard}, {literal(load.other)})", found
 
     def indices(self, index: tuple[Expr, ...], guard: Expr, axes: tuple[str, ...]) -> tuple[str, str, frozenset[str]]:
         """Index tensors and a guard that broadcast over the batch and `axes`."""

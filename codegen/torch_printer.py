@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attncc.codegen.host import helpers, print_host
-from attncc.codegen.torch_kernel import STEPS, KernelPrinter
+from attncc.codegen.torch_kernel import PART, PIECES, STEPS, KernelPrinter
 from attncc.codegen.torch_memory import text_of
 from attncc.codegen.writer import Writer
 from attncc.tile.nodes import Program
@@ -26,8 +26,8 @@ def print_module(forward: Program, backward: Program | None, title: str) -> str:
     w.line()
     for module in ("math", "torch"):
         w.line(f"import {module}")
-    steps = (STEPS,) if "_steps" in wanted else ()
-    for text in (*steps, *text_of(wanted), *helpers(*programs)):
+    loops = [text for name, text in (("_steps", STEPS), ("_pieces", PIECES), ("_part", PART)) if name in wanted]
+    for text in (*loops, *text_of(wanted), *helpers(*programs)):
         w.line()
         w.line()
         w.lines(text)

@@ -6,6 +6,7 @@ A value is held by a variable of shape [batch axes ..., its own axes ...]; a bat
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 from attncc.codegen.scalars import CALL, python_name, spell
@@ -15,16 +16,20 @@ from attncc.codegen.writer import Writer
 from attncc.expr.nodes import Expr, Sort
 from attncc.tile import nodes as t
 
+LARGE = 1 << 13
+"""Elements from which a result goes to memory that is kept, not allocated again at every turn."""
+
 
 @dataclass(slots=True, eq=False)
 class Storage:
     """One variable's tensor. `owned`: made here, so that it may be overwritten once nobody reads it any more.
-    `dense`: contiguous for sure."""
+    `dense`: contiguous for sure. `lent`: in memory that the next turn of the loop writes again."""
 
     var: str
     owned: bool
     names: set[str] = field(default_factory=set)
     dense: bool = False
+    lent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,7 @@ class Item:
     varies: frozenset[str] = frozenset()
     storage: Storage | None = None
     dense: bool = False
+    lent: bool = False
 
     @property
     def tensor(self) -> bool:
@@ -106,6 +112,12 @@ class State:
         self.used |= {f"{n}_end" for n in (*facts.extents, *facts.batch)}
         self.cut = {a.axis: a.name for a in facts.kernel.grid if a.role == "tile"}
         """The tile position in force on each axis."""
+        self.widths: dict[str, int] = {a.name: a.tile for a in facts.kernel.grid if a.role == "tile"}
+        """The most positions a tile has."""
+        self.rooms: list[int] = []
+        """Elements per batch position of the memory lent to the large products of a turn."""
+        self.lending: int | None = None
+        """How much of it the turn at hand has taken; None outside innermost loops."""
 
     # --- names ------------------------------------------------------------------------------------------------------
 
@@ -139,6 +151,18 @@ class State:
         at = self.cut.get(axis.name)
         return f"{self.end(at)} - {at}" if at else str(axis.extent)
 
+    def borrow(self, type: t.Type, varies: frozenset[str]) -> str:
+        """An `out=` for a large result of the turn at hand; none where the tile is small or the loop not innermost."""
+        extents = [self.widths[self.cut[a.name]] if a.name in self.cut else a.extent for a in type.axes]
+        size = math.prod(extents)
+        if self.lending is None or not varies or size < LARGE:
+            return ""
+        at, self.lending = self.lending, self.lending + 1
+        self.rooms += [0] * (self.lending - len(self.rooms))
+        self.rooms[at] = max(self.rooms[at], size)
+        lead = " * ".join(self.count(a) if a in varies else "1" for a in self.facts.batch)
+        return f"_part(room_{at}, {lead}, {', '.join(self.length(a) for a in type.axes)})"
+
     # --- storages ---------------------------------------------------------------------------------------------------
 
     def bind(self, name: str, storage: Storage) -> None:
@@ -146,9 +170,11 @@ class State:
         storage.names.add(name)
         self.storages[name] = storage
 
-    def assign(self, name: str, text: str, owned: bool = True, note: str = "", dense: bool = False) -> Storage:
+    def assign(
+        self, name: str, text: str, owned: bool = True, note: str = "", dense: bool = False, lent: bool = False
+    ) -> Storage:
         """A new variable for `name`."""
-        storage = Storage(python_name(name), owned, dense=dense)
+        storage = Storage(python_name(name), owned, dense=dense, lent=lent)
         self.w.line(f"{storage.var} = {text}", note)
         self.bind(name, storage)
         return storage

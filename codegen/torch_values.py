@@ -17,14 +17,17 @@ def misc(state: State, s: t.Let) -> Item:
             return _scan(state.item(value), which, axis, reverse, exclusive)
         case t.Convert(value) | t.DotWait(value):
             return state.item(value)
+        case t.Rename(value):
+            item = state.item(value)
+            return Item(item.text, axes, item.varies, item.storage, item.dense)
         case t.SplitAxis(value, axis, outer, inner):
             item = state.item(value)
             dim = item.axes.index(axis) - len(item.axes)
-            return _made(f"{item.text.at(CALL)}.unflatten({dim}, ({outer.extent}, {inner.extent}))", item, axes)
+            return _made(f"{item.text.at(CALL)}.unflatten({dim}, ({outer.extent}, {inner.extent})).clone()", item, axes)
         case t.JoinAxis(value, outer, _):
             item = state.item(value)
             dim = item.axes.index(outer) - len(item.axes)
-            return _made(f"{item.text.at(CALL)}.flatten({dim}, {dim + 1})", item, axes)
+            return _made(f"{item.text.at(CALL)}.flatten({dim}, {dim + 1}).clone()", item, axes)
         case t.GatherAxis(value, index, axis):
             item, places = state.item(value), state.item(index, "int")
             dim = item.axes.index(axis) - len(item.axes)

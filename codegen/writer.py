@@ -12,9 +12,18 @@ WIDTH = 120
 class Writer:
     """Collects lines at the current depth of indentation."""
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int = 0) -> None:
         self._lines: list[str] = []
-        self._depth = 0
+        self._depth = depth
+
+    @property
+    def depth(self) -> int:
+        """The current indentation, in steps."""
+        return self._depth
+
+    def append(self, other: Writer) -> None:
+        """Everything another writer has written."""
+        self._lines += other._lines
 
     def line(self, text: str = "", note: str = "") -> None:
         """One statement; `note` becomes a comment behind it, or above it where the line would grow too long."""
