@@ -14,7 +14,7 @@ from attncc.codegen.writer import Writer
 from attncc.errors import InternalError
 from attncc.expr.build import TRUE, op
 from attncc.expr.interval import ALL, Interval, bounds
-from attncc.expr.nodes import Const, Expr, Var
+from attncc.expr.nodes import Const, Expr, Op, Var, free_vars
 from attncc.tile import nodes as t
 
 DTYPES: dict[t.Dtype, str] = {
@@ -39,6 +39,7 @@ class KernelBody:
         self.tensors = tensors(program)
         self.types: dict[str, t.Type] = {}
         self.iotas: dict[str, Expr] = {}
+        self.lanes: dict[Var, Text] = {}
         self.helpers: set[str] = set()
         self.known: dict[Expr, Interval] = {}
         for name in kernel.scalars:
@@ -63,6 +64,8 @@ class KernelBody:
         self.helpers |= helpers_of(e)
 
         def leaf(v: Var) -> Text:
+            if v in self.lanes:
+                return self.lanes[v]
             own = self.types.get(v.name)
             return Text(python_name(v.name), CALL, own.names() if own is not None else ())
 
@@ -113,6 +116,9 @@ class KernelBody:
         if isinstance(e, Const):
             return "" if e.value == 0 else repr(e.value)
         return f"tl.cast({self.scalar(e)}, tl.int64)"
+
+    def _is_scalar(self, e: Expr) -> bool:
+        return not any(self.types[v].axes for v in free_vars(e) if v in self.types)
 
     def _axes(self, v: Var) -> tuple[str, ...]:
         own = self.types.get(v.name)
@@ -173,6 +179,25 @@ class KernelBody:
             return []
         text = self.text(guard, axes)
         return [f"mask={TritonSpeller(axes, lambda v: text, {}).widen(text, axes).at(0)}"]
+
+    def _by_lane(self, guard: Expr) -> Expr:
+        """rewrite: base + lane < end --> lane < end - base.
+
+        A load is issued some turns of its loop ahead. Positions that its guard shared with the rest of the turn would
+        be carried until then, in registers; what is left to share so is one scalar.
+        """
+        match guard:
+            case Op("and", args):
+                return op("and", *(self._by_lane(a) for a in args))
+            case Op("lt", (Var(name), end)) if name in self.iotas and self._is_scalar(end):
+                base, axis = self.iotas[name], self.types[name].axes[0]
+                if isinstance(base, Const):
+                    return guard
+                lane = Var(f"{axis.name} lane", "int")
+                self.lanes[lane] = Text(f"tl.arange(0, {axis.extent})", CALL, (axis.name,))
+                return op("lt", lane, op("sub", end, base))
+            case _:
+                return guard
 
     def _assign(self, carried: tuple[t.Carry, ...], values: Iterable[str]) -> None:
         for c, value in zip(carried, values, strict=True):
@@ -254,7 +279,7 @@ class KernelBody:
                     return text.text
                 return f"tl.broadcast_to({self.widened(body, axes)}, {self._shape(type)})"
             case t.Load(tensor, index, guard, other):
-                args = [self.address(tensor, index, axes), *self._mask(guard, axes)]
+                args = [self.address(tensor, index, axes), *self._mask(self._by_lane(guard), axes)]
                 fill = [f"other={literal(other)}"] if len(args) > 1 else []
                 return f"tl.load({', '.join([*args, *fill])})"
             case t.Reduce(kind, value, axis):
