@@ -48,7 +48,12 @@ def _kept(key, device, make):
     return _KEPT[key, device]
 '''
 
-HELPERS: dict[str, str] = {"_kept": KEPT, "_empty_ordered": EMPTY_ORDERED, "_run_bounds": RUN_BOUNDS, "_id_bounds": ID_BOUNDS}
+HELPERS: dict[str, str] = {
+    "_kept": KEPT,
+    "_empty_ordered": EMPTY_ORDERED,
+    "_run_bounds": RUN_BOUNDS,
+    "_id_bounds": ID_BOUNDS,
+}
 """In order of definition: later ones may call earlier ones."""
 
 NEEDS: dict[str, tuple[str, ...]] = {"_id_bounds": ("_run_bounds",)}

@@ -25,7 +25,7 @@ def index_tables(index: tuple[Expr, ...], extents: dict[str, Expr]) -> list[str]
 
 def _kept(e: Expr, extents: dict[str, Expr]) -> str:
     names = {n for x in (e, *extents.values()) for n in free_vars(x)} - set(extents)
-    text = _table(e, extents, '"cpu"')
+    text = _table(e, extents, '"cpu"').replace("device=device", 'device="cpu"')
     key = ", ".join([repr(hashlib.sha256(text.encode()).hexdigest()[:8]), *sorted(python_name(n) for n in names)])
     return f"_kept(({key}), device, lambda: {text})"
 

@@ -32,7 +32,7 @@ def direction(e: Expr, index: str) -> Direction | None:
 
 
 def _flipped(d: Direction | None) -> Direction | None:
-    return None if d is None else (0, -1, 1)[d]  # type: ignore[return-value]
+    return None if d is None else (0, -1, 1)[d]
 
 
 def _both(a: Direction | None, b: Direction | None) -> Direction | None:
