@@ -52,6 +52,7 @@ def forward_variant(face: Interface, tensors: tuple[Tensor, ...], target: Target
         captured=tuple((n, DTYPES[t.dtype]) for n, t in named[3:]),
         layouts=layouts,
         precision=precision,
+        grouped=target == "torch" or q.shape[1] != tensors[1].shape[1],
     )
 
 

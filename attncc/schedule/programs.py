@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attncc.expr.build import ivar
-from attncc.expr.nodes import Const, Expr
-from attncc.ir.nodes import Param
+from attncc.expr.nodes import Const, Expr, free_vars, walk
+from attncc.ir.nodes import Load, Param
 from attncc.passes.bounds.derived import Derived
+from attncc.passes.differentiate import derivative
 from attncc.schedule.captured import Capture, buffer, captures, collect, table_extents
-from attncc.schedule.config import plan
-from attncc.schedule.stream import B, G, H, M, N, Problem
+from attncc.schedule.config import Demand, Plan, plan
+from attncc.schedule.stream import B, G, H, M, N, Problem, varies
 from attncc.schedule.stream_backward import delta_kernel, keys_kernel, queries_kernel
 from attncc.schedule.stream_forward import forward_kernel
 from attncc.tile import nodes as t
@@ -30,8 +31,20 @@ def stream(p: Problem) -> Pair:
     return Pair(forward, _backward(p) if p.variant.gradients else None)
 
 
+def _plan(p: Problem) -> Plan:
+    """The default tiles for what this score and mask need."""
+    reads = [n for e in (p.attend.score, p.by_key.mask) for n in walk(e) if isinstance(n, Load)]
+    at = [frozenset(v for x in n.index for v in free_vars(x)) for n in reads if n.tensor not in ("q", "k")]
+    demand = Demand(
+        curved=varies(derivative(p.attend.score, p.attend.product)),
+        reads_pairs=any({"i", "j"} <= names for names in at),
+        reads_rows=any("i" in names and "j" not in names for names in at),
+    )
+    return plan(p.variant, demand)
+
+
 def _forward(p: Problem) -> t.Program:
-    kernel = forward_kernel(p, plan(p.variant).forward)
+    kernel = forward_kernel(p, _plan(p).forward)
     out = t.Alloc(_tensor(p, "out", strided=True), like="q")
     results = ("out", "lse") if p.normalised else ("out",)
     steps: list[t.Step] = [*_prologue(p, (kernel,)), out]
@@ -44,7 +57,7 @@ def _forward(p: Problem) -> t.Program:
 def _backward(p: Problem) -> t.Program:
     wanted = p.variant.gradients
     found = captures(p)
-    tiles = plan(p.variant)
+    tiles = _plan(p)
     of_z = tuple(c for c in found if c.of_z)
     by_key = tuple(c for c in found if c.place == "key" and not c.of_z)
     by_row = tuple(c for c in found if c.place != "key" and not c.of_z)

@@ -104,7 +104,7 @@ class Stream:
         for name in grid:
             self.b.scalar(name, "int")
         if "h" in grid:
-            head = op("floordiv", h, op("floordiv", H, G))
+            head = op("floordiv", h, op("floordiv", H, G)) if self.p.variant.grouped else h
             self.b.bindings[g] = self.b.value(head, "g", "the kv head of this head")
         self.shift = self.b.value(op("sub", N, M), "shift", "keys before the first query")
         for prefix, split in self.split.items():

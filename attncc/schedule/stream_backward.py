@@ -204,8 +204,10 @@ def keys_kernel(p: Problem, tiles: Tiles, wanted: frozenset[str], found: tuple[C
     rows = Rows("j", j0, last, own, "j")
 
     def head(number: Var, state: tuple[Var, ...]) -> tuple[Var, ...]:
-        group = op("floordiv", H, G)
-        k.b.bindings[h] = k.b.value(op("add", op("mul", g, group), number), "h")
+        if p.variant.grouped:
+            k.b.bindings[h] = k.b.value(op("add", op("mul", g, op("floordiv", H, G)), number), "h")
+        else:
+            k.b.bindings[h] = g
         sums = tuple(k.b.let("sum", k.b.over("j"), t.Full(ZERO), f"for {c.load.tensor}") for c in found)
         seen = visits(k.b, p.by_key, rows, Cut(tiles.rows, M, k.shift))
         final = k.walk(seen, "i0", "i", (*state, *sums), turn, "queries", tiles.config.stages)
@@ -232,8 +234,12 @@ def keys_kernel(p: Problem, tiles: Tiles, wanted: frozenset[str], found: tuple[C
             new += (k.b.value(op("add", total, part), "sum"),)
         return new
 
-    heads = t.Count(Const(0, "int"), k.b.value(simplify(op("floordiv", H, G)), "group"))
-    final = k.loop(heads, "n", "", (*dk, *dv), head, "heads that share the keys")
+    final = (*dk, *dv)
+    if p.variant.grouped:
+        heads = t.Count(Const(0, "int"), k.b.value(simplify(op("floordiv", H, G)), "group"))
+        final = k.loop(heads, "n", "", final, head, "heads that share the keys")
+    else:
+        final = head(Var("g", "int"), final)
     if dk:
         factor = split_coefficient(derivative(p.attend.score, p.attend.product))[0]
         k.store_matrix("d_k", "d", (b, g), k.key, own, tuple(_scaled(k, v, factor, "dk") for v in final[: len(dk)]))

@@ -50,6 +50,10 @@ class Variant:
     """The backward takes a gradient of lse, too."""
     precision: Literal["ieee", "tf32"] = "ieee"
     """Of f32 products."""
+    grouped: bool = True
+    """Several heads may share a kv head; else there are as many of one as of the other."""
+    capability: int = 90
+    """Of the GPU whose registers and shared memory the default tiles are chosen for: 90 for sm_90."""
 
     def layout(self, name: str) -> Layout:
         return dict(self.layouts).get(name, Layout())
