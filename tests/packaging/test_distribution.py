@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -11,18 +10,14 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-LEFT_BY_TOOLS = shutil.ignore_patterns(
-    ".git", ".*_cache", ".venv", ".scratch", ".hypothesis", ".benchmarks", "__pycache__", "*.egg-info", "build", "dist"
-)
+from tests.support.checkout import ROOT, checkout
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sdist and the wheel, built outside the sources."""
     home = tmp_path_factory.mktemp("built")
-    tree = home / "attncc"
-    shutil.copytree(ROOT, tree, symlinks=True, ignore=LEFT_BY_TOOLS)
+    tree = checkout(home / "attncc")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(home / "dist"), str(tree)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=home)
     assert done.returncode == 0, done.stdout + done.stderr
