@@ -8,6 +8,9 @@ from attncc.codegen.torch_state import Item, State, align
 from attncc.errors import InternalError
 from attncc.tile import nodes as t
 
+BLANK = "blank"
+"""A tensor that is never read, for products without an addend."""
+
 
 def dot(state: State, s: t.Let, d: t.Dot) -> Item:
     """start + a @ b over d.axis, times the number it was found to be multiplied by."""
@@ -33,8 +36,7 @@ def dot(state: State, s: t.Let, d: t.Dot) -> Item:
     else:
         alpha = state.number(scale, TERNARY)
         if varies:
-            none = f"{state.item(d.a).text.at(CALL)}.new_empty(1, 1, 1)"
-            text = f"torch.baddbmm({none}, {left}, {right}, beta=0, alpha={alpha}{out})"
+            text = f"torch.baddbmm({BLANK}, {left}, {right}, beta=0, alpha={alpha}{out})"
         else:
             text = f"({left} @ {right}) * {alpha}"
     if varies and len(state.facts.batch) > 1:
@@ -55,7 +57,8 @@ def operand(state: State, x: Item, axes: tuple[str, ...], varies: frozenset[str]
     batch = state.facts.batch
     if x.varies != varies:
         text = f"{text}.expand({', '.join([*lead(state, varies), '-1', '-1'])})"
-    return f"{text}.flatten(0, {len(batch) - 1})" if len(batch) > 1 else text
+    flat = len(batch) == 1 or (x.storage is not None and x.storage.names <= state.facts.flat)
+    return text if flat else f"{text}.flatten(0, {len(batch) - 1})"
 
 
 def accumulated(

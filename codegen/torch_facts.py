@@ -94,6 +94,8 @@ class Facts:
         body = self._block(kernel.body)
         self.body = _scaled_products(body, self)
         self.needed = needed(self.body, self)
+        self.flat = _only_multiplied(self.body, self)
+        """Loaded matrices that only products read: held as [batch, row, column]."""
 
     def _grid(self, axis: t.GridAxis) -> None:
         if axis.role == "batch":
@@ -532,6 +534,23 @@ def _scaled_products(body: tuple[t.Stmt, ...], facts: Facts) -> tuple[t.Stmt, ..
         if name not in uses and len(found) == 1 and one not in found:
             facts.scale[name] = next(iter(found))
     return _substituted(body, facts)
+
+
+def _only_multiplied(body: tuple[t.Stmt, ...], facts: Facts) -> frozenset[str]:
+    loads = {s.name for s in statements(body) if isinstance(s, t.Let) and isinstance(s.op, t.Load)}
+    loads = {n for n in loads if len(facts.types[n].axes) == 2 and len(facts.varies[n]) == len(facts.batch) > 1}
+    for s in statements(body):
+        match s:
+            case t.Let(name, type, t.Dot(a, b, _, start)) if len(type.axes) == 2:
+                flat = all(isinstance(x, str) and len(facts.types[x].axes) == 2 for x in (a, b))
+                loads -= {start} if flat and facts.varies[name] else {a, b, start}
+            case t.For(_, over, carried):
+                loads -= {*operands(over), *(c.start for c in carried)}
+            case t.If(condition):
+                loads -= set(operands(condition))
+            case _:
+                loads -= set(operands(s))
+    return frozenset(loads)
 
 
 def _factors(e: Expr, dots: set[str], facts: Facts) -> Iterator[tuple[str, Expr]]:

@@ -11,16 +11,16 @@ from collections.abc import Sequence
 
 from attncc.codegen.scalars import CALL, PRODUCT, SUM, TERNARY, UNARY, python_name
 from attncc.codegen.signature import host_scalars, kernel_function
-from attncc.codegen.torch_dots import dot
+from attncc.codegen.torch_dots import BLANK, dot
 from attncc.codegen.torch_exprs import Text
-from attncc.codegen.torch_facts import Number, Span, facts, statements
+from attncc.codegen.torch_facts import Every, Number, Span, facts, plan, statements
 from attncc.codegen.torch_maps import Maps
 from attncc.codegen.torch_memory import Memory
 from attncc.codegen.torch_state import Frame, Item, State, Storage, last_reads
 from attncc.codegen.torch_values import misc
 from attncc.codegen.writer import Writer
 from attncc.errors import InternalError
-from attncc.expr.nodes import Expr, Op, Var, free_vars, walk
+from attncc.expr.nodes import Expr
 from attncc.tile import nodes as t
 
 REDUCE = {"sum": "sum", "max": "amax", "min": "amin", "any": "any", "all": "all"}
@@ -29,11 +29,11 @@ STEPS = '''\
 _ROOM = 1 << 18  # elements of a tile for each thread: what its cache holds
 
 
-def _steps(sizes, grains, tile):
-    """How many positions of each batch axis to compute at once, the last axis first, in multiples of its grain."""
+def _steps(sizes, tile):
+    """How many positions of each batch axis to compute at once, the last axis first."""
     room, steps = max(1, _ROOM * torch.get_num_threads() // tile), []
-    for size, grain in zip(reversed(sizes), reversed(grains)):
-        steps.append(max(grain, min(size, room) // grain * grain, 1))
+    for size in reversed(sizes):
+        steps.append(max(1, min(size, room)))
         room = max(1, room // max(1, size))
     return reversed(steps)
 '''
@@ -92,16 +92,22 @@ class KernelPrinter:
         if axes:
             grid = {a.name: a for a in self.kernel.grid}
             sizes = [self.state.number(grid[a].extent, TERNARY) for a in axes]
-            grains = [self.grain(a) for a in axes]
             steps = [f"{a}_step" for a in axes]
             comma = "," if len(axes) == 1 else ""
             tile = max(_WIDE, self.largest(self.facts.body))
-            args = f"({', '.join(sizes)}{comma}), ({', '.join(grains)}{comma}), {tile}"
-            self.w.line(f"{', '.join(steps)}{comma} = _steps({args})")
+            self.w.line(f"{', '.join(steps)}{comma} = _steps(({', '.join(sizes)}{comma}), {tile})")
             self.helpers.add("_steps")
-        for n, size in enumerate(self.state.rooms):
+            for a, size in zip(axes, sizes, strict=True):
+                if self.whole(a):
+                    self.w.line(f"{a}_step = max(1, {size})")
+        for (name, dim, times), each in self.state.spread.items():
+            self.w.line(f"{each} = _each({name}, {dim}, {times})")
+            self.helpers.add("_each")
+        if self.facts.scale and axes:
+            self.w.line(f"{BLANK} = torch.empty((1, 1, 1), dtype={self.state.real}, device=device)")
+        for n, elements in enumerate(self.state.rooms):
             lead = " * ".join(f"{a}_step" for a in axes)
-            self.w.line(f"room_{n} = torch.empty({lead} * {size}, dtype={self.state.real}, device=device)")
+            self.w.line(f"room_{n} = torch.empty({lead} * {elements}, dtype={self.state.real}, device=device)")
             self.helpers.add("_part")
         self.w.append(inside)
 
@@ -122,29 +128,11 @@ class KernelPrinter:
                 self.facts.types[a] = t.Type((), "i64")
             self.batch_loops(axes[1:])
 
-    def grain(self, axis: str) -> str:
-        """What the number of positions of a batch axis at once must be a multiple of."""
-        found: set[Expr] = set()
-        for s in statements(self.facts.body):
-            if isinstance(s, t.Let):
-                for e in _expressions(s.op):
-                    for node in walk(self.facts.lane(e) or e):
-                        match node:
-                            case Op("floordiv" | "mod", (Var(name), c)) if name == axis:
-                                found.add(c)
-        if not found:
-            return "1"
-        whole = next(self.state.number(x.extent, TERNARY) for x in self.kernel.grid if x.name == axis)
-        if len(found) > 1 or not free_vars(c := next(iter(found))) <= set(host_scalars(self.kernel)):
-            return f"max(1, {whole})"
-        return f"max(1, {self.safe(c)})"
-
-    def safe(self, c: Expr) -> str:
-        """A quotient of sizes that does not fail where they are 0."""
-        match c:
-            case Op("floordiv", (a, b)):
-                return f"{self.state.number(a, PRODUCT)} // max(1, {self.state.number(b)})"
-        return self.state.number(c)
+    def whole(self, axis: str) -> bool:
+        """Whether a batch axis must be computed all at once: its positions are repeated as the kernel finds out."""
+        loads = (s.op for s in statements(self.facts.body) if isinstance(s, t.Let) and isinstance(s.op, t.Load))
+        places = [p for load in loads for p in plan(load.index, self.facts) or () if isinstance(p, Every)]
+        return any(p.axis == axis and p.repeat is not None and not self.memory.outside(p.repeat) for p in places)
 
     def largest(self, body: tuple[t.Stmt, ...]) -> int:
         """Elements of the largest value."""
@@ -479,13 +467,3 @@ def _yielded(body: tuple[t.Stmt, ...]) -> tuple[str, ...]:
 def _without_identities(left: list[str], right: list[str]) -> tuple[list[str], list[str]]:
     pairs = [(a, b) for a, b in zip(left, right, strict=True) if a != b]
     return [a for a, _ in pairs], [b for _, b in pairs]
-
-
-def _expressions(x: t.Op) -> tuple[Expr, ...]:
-    match x:
-        case t.Map(body):
-            return (body,)
-        case t.Load(_, index, guard):
-            return (*index, guard)
-        case _:
-            return ()

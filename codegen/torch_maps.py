@@ -7,7 +7,8 @@ from attncc.codegen.torch_exprs import Text, combine
 from attncc.codegen.torch_facts import Lane, Number, Span
 from attncc.codegen.torch_state import Item, State, Storage
 from attncc.errors import InternalError
-from attncc.expr.nodes import Const, Expr, Op, Var, walk
+from attncc.expr.build import op
+from attncc.expr.nodes import Const, Expr, Op, Var, rewrite, walk
 
 IN_PLACE = frozenset(
     "abs neg square exp exp2 expm1 log log2 log1p sqrt rsqrt sin cos tanh erf sigmoid relu".split()
@@ -17,13 +18,36 @@ EITHER = {"add": "add_", "mul": "mul_"}
 FIRST = {"sub": "sub_", "div": "div_"}
 
 
+def _negated(e: Expr) -> Expr | None:
+    """rewrite: where(c, x, number) --> where(not c, number, x), the form that a fill in place prints."""
+    match e:
+        case Op("where", (c, x, Const() as number)) if not isinstance(x, Const) and e.sort == "real":
+            return op("where", negation(c), number, x)
+    return None
+
+
+def negation(e: Expr) -> Expr:
+    """not e, with comparisons of integers turned round."""
+    match e:
+        case Op("and" | "or" as name, (a, b)):
+            return op("or" if name == "and" else "and", negation(a), negation(b))
+        case Op("not", (a,)):
+            return a
+        case Op("lt" | "le" as name, (a, b)) if a.sort == "int" and b.sort == "int":
+            return op("le" if name == "lt" else "lt", b, a)
+        case Op("eq" | "ne" as name, (a, b)):
+            return op("ne" if name == "eq" else "eq", a, b)
+        case _:
+            return op("not", e)
+
+
 class Maps:
     """Prints one expression; `state` knows the names in it."""
 
     def __init__(self, state: State, axes: tuple[str, ...], body: Expr, hint: str) -> None:
         self.state = state
         self.axes = axes
-        self.body = body
+        self.body = body = rewrite(body, _negated)
         self.hint = hint
         self.items: dict[Expr, Item] = {}
         self.products: dict[Expr, Op] = {}

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from attncc.codegen.scalars import CALL, PRODUCT, SUM, TERNARY, UNARY, literal, python_name
+from attncc.codegen.signature import host_scalars
 from attncc.codegen.torch_exprs import Text
 from attncc.codegen.torch_facts import ZERO, Along, At, Every, Place, Span, plan, statements
 from attncc.codegen.torch_maps import Maps
 from attncc.codegen.torch_state import Item, State
 from attncc.expr.build import TRUE
-from attncc.expr.nodes import Expr
+from attncc.expr.nodes import Expr, Op, free_vars
 from attncc.tile import nodes as t
 
 NARROW = frozenset({"f16", "bf16"})
+
+EACH = '''\
+def _each(x, dim, times):
+    """`x` with every position along `dim` `times` in a row."""
+    return x if times == 1 else x.repeat_interleave(times, dim)
+'''
 
 GATHER = '''\
 def _gather(x, index, guard, other):
@@ -57,11 +64,15 @@ class Memory:
         cuts = [self.cut(tensor, n, p) for n, p in enumerate(places)]
         while cuts and cuts[-1] == ":":
             cuts.pop()
-        text = f"{python_name(tensor)}[{', '.join(cuts)}]" if cuts else python_name(tensor)
+        name = python_name(tensor)
+        for n, p in enumerate(places):
+            if isinstance(p, Every) and p.repeat is not None and self.outside(p.repeat):
+                name = self.state.spread.setdefault((name, n, self.safe(p.repeat)), self.state.fresh(f"{name}_each"))
+        text = f"{name}[{', '.join(cuts)}]" if cuts else name
         kept = [p for p in places if not isinstance(p, At)]
         for n, p in enumerate(kept):
-            if isinstance(p, Every) and p.repeat is not None:
-                text = f"{self.repeated(text, n, len(kept), p)}"
+            if isinstance(p, Every) and p.repeat is not None and not self.outside(p.repeat):
+                text = self.repeated(text, n, len(kept), p)
         have = [p.span.axis if isinstance(p, Along) else p.axis for p in kept]
         found = frozenset(a for a in have if a in batch)
         want = [a for a in batch if a in found] + [a for a in axes if a in have]
@@ -71,6 +82,17 @@ class Memory:
             marks = [":" if a in found else "None" for a in batch]
             text = f"{text}[{', '.join(marks)}]"
         return text, found
+
+    def outside(self, e: Expr) -> bool:
+        """Whether `e` is known before the batch is walked."""
+        return free_vars(e) <= set(host_scalars(self.state.facts.kernel))
+
+    def safe(self, e: Expr) -> str:
+        """A quotient of sizes that does not fail where they are 0."""
+        match e:
+            case Op("floordiv", (a, b)):
+                return f"{self.state.number(a, PRODUCT)} // max(1, {self.state.number(b)})"
+        return self.state.number(e)
 
     def repeated(self, text: str, dim: int, rank: int, p: Every) -> str:
         """Each position of `dim`, `repeat` times in a row: a view where that is once."""
@@ -89,7 +111,7 @@ class Memory:
                 return self.along(tensor, n, span)
             case Every(axis, repeat, step, offset):
                 begin, end = state.begin(axis), state.end(axis)
-                if repeat is not None:
+                if repeat is not None and not self.outside(repeat):
                     by = state.number(repeat, UNARY)
                     return f"{begin} // {by} : -(-{end} // {by})"
                 if step is None:
@@ -123,6 +145,8 @@ class Memory:
                 text = f"{text}.clone()"
         else:
             text, found = self.gathered(load, axes)
+        if s.name in state.facts.flat:
+            text = f"{text}.flatten(0, {len(state.facts.batch) - 1})"
         if s.type.dtype in NARROW:
             text = f"{text}.float()"
         sort = "bool" if s.type.dtype == "bool" else "int" if s.type.dtype in ("i64", "i32", "u8") else "real"
@@ -199,5 +223,5 @@ class Memory:
 
 def text_of(helpers: set[str]) -> tuple[str, ...]:
     """The helper functions of these names."""
-    texts = {"_gather": GATHER, "_scatter_add": SCATTER, "_scatter": ASSIGN}
+    texts = {"_each": EACH, "_gather": GATHER, "_scatter_add": SCATTER, "_scatter": ASSIGN}
     return tuple(x for n, x in texts.items() if n in helpers)

@@ -116,6 +116,8 @@ class State:
         """The most positions a tile has."""
         self.rooms: list[int] = []
         """Elements per batch position of the memory lent to the large products of a turn."""
+        self.spread: dict[tuple[str, int, str], str] = {}
+        """Tensors whose positions along one axis stand several times in a row, made before the batch is walked."""
         self.lending: int | None = None
         """How much of it the turn at hand has taken; None outside innermost loops."""
 
