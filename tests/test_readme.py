@@ -144,7 +144,7 @@ def test_the_ci_script_runs_the_test_command() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     install, run = TEST.split(" && ")
     assert install == "pip install -e '.[test]'"
-    assert "pip\" install -q -e '.[test,models]'" in script
+    assert "pip\" install -qq -e '.[test,models]'" in script
     assert script.rstrip().splitlines()[-1].startswith(f"{run} ")
 
 

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = ("attncc", "grammar", "codegen")
@@ -128,6 +129,16 @@ def test_dependencies_are_imported_by_someone() -> None:
     by_decree = {"networkx"}  # fixed by the design; the fusion of several programs will use it
     wanted = {re.match(r"[\w-]+", d)[0] for d in CONFIG["project"]["dependencies"]}  # type: ignore[index]
     assert wanted - imported - by_decree == set()
+
+
+@pytest.mark.parametrize("versions", [("2.11.0", "3.6.0"), ("2.13.0", "3.9.0"), ("3.0.0", "4.0.0")])
+def test_ranges_admit_the_oldest_and_the_newest(versions: tuple[str, str]) -> None:
+    wanted = {r.name: r for r in map(Requirement, CONFIG["project"]["dependencies"])}
+    assert versions[0] in wanted["torch"].specifier
+    assert versions[1] in wanted["triton"].specifier
+    assert "2.3.5" in wanted["numpy"].specifier, "what Triton 3.6's interpreter needs"
+    assert wanted["triton"].marker is not None
+    assert not wanted["triton"].marker.evaluate({"platform_system": "Darwin"})
 
 
 def test_every_environment_variable_is_in_the_table() -> None:
