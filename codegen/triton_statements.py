@@ -300,12 +300,15 @@ class KernelBody:
         return f"[{', '.join(str(a.extent) for a in type.axes)}]"
 
     def _scan(self, kind: str, value: str, axis: str, reverse: bool, exclusive: bool) -> str:
-        if kind != "sum":
-            raise InternalError(f"the triton printer has no running {kind}")
         place = self.types[value].names().index(axis)
         name = python_name(value)
-        total = f"tl.cumsum({name}, axis={place}{', reverse=True' if reverse else ''})"
-        return f"{total} - {name}" if exclusive else total
+        order = f"axis={place}{', reverse=True' if reverse else ''}"
+        if kind == "sum":
+            return f"tl.cumsum({name}, {order}) - {name}" if exclusive else f"tl.cumsum({name}, {order})"
+        if kind != "max" or exclusive:
+            raise InternalError(f"the triton printer has no running {kind}")
+        self.helpers.add("larger")
+        return f"tl.associative_scan({name}, {place}, _larger{', reverse=True' if reverse else ''})"
 
     def _dot(self, type: t.Type, o: t.Dot) -> str:
         if isinstance(o.a, t.Slot) or isinstance(o.b, t.Slot):

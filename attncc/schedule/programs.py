@@ -11,6 +11,7 @@ from attncc.passes.bounds.derived import Derived
 from attncc.passes.differentiate import derivative
 from attncc.schedule.captured import Capture, buffer, captures, collect, table_extents
 from attncc.schedule.config import Demand, Plan, plan
+from attncc.schedule.runs import Run, run_kernel, tensors, with_runs
 from attncc.schedule.stream import B, G, H, M, N, Problem, varies
 from attncc.schedule.stream_backward import delta_kernel, keys_kernel, queries_kernel
 from attncc.schedule.stream_forward import forward_kernel
@@ -27,8 +28,10 @@ class Pair:
 
 def stream(p: Problem) -> Pair:
     """The programs of one attention."""
-    forward = _forward(p)
-    return Pair(forward, _backward(p) if p.variant.gradients else None)
+    runs: tuple[Run, ...] = ()
+    if p.variant.target != "torch":
+        p, runs = with_runs(p)
+    return Pair(_forward(p, runs), _backward(p, runs) if p.variant.gradients else None)
 
 
 def _plan(p: Problem) -> Plan:
@@ -43,18 +46,19 @@ def _plan(p: Problem) -> Plan:
     return plan(p.variant, demand)
 
 
-def _forward(p: Problem) -> t.Program:
+def _forward(p: Problem, runs: tuple[Run, ...]) -> t.Program:
     kernel = forward_kernel(p, _plan(p).forward)
     out = t.Alloc(_tensor(p, "out", strided=True), like="q")
     results = ("out", "lse") if p.normalised else ("out",)
-    steps: list[t.Step] = [*_prologue(p, (kernel,)), out]
+    scans, before = _scans(p, runs, (kernel,))
+    steps: list[t.Step] = [*_prologue(p, (kernel,)), *before, out]
     if p.normalised:
         steps.append(t.Alloc(_stat(p, "lse")))
     steps.append(t.Launch("forward_kernel"))
-    return t.Program("forward", _inputs(p), _scalars(p), (kernel,), tuple(steps), results)
+    return t.Program("forward", _inputs(p), _scalars(p), (*scans, kernel), tuple(steps), results)
 
 
-def _backward(p: Problem) -> t.Program:
+def _backward(p: Problem, runs: tuple[Run, ...]) -> t.Program:
     wanted = p.variant.gradients
     found = captures(p)
     tiles = _plan(p)
@@ -68,7 +72,8 @@ def _backward(p: Problem) -> t.Program:
         kernels.append(keys_kernel(p, tiles.keys, frozenset(wanted), by_key))
     if "q" in wanted or by_row:
         kernels.append(queries_kernel(p, tiles.queries, "q" in wanted, by_row))
-    steps: list[t.Step] = list(_prologue(p, tuple(kernels)))
+    scans, before = _scans(p, runs, tuple(kernels))
+    steps: list[t.Step] = [*_prologue(p, tuple(kernels)), *before]
     steps += [t.Alloc(_stat(p, name)) for name in ("delta", "log_z")] if p.normalised else []
     for name in wanted:
         if name in ("q", "k", "v"):
@@ -83,7 +88,7 @@ def _backward(p: Problem) -> t.Program:
     extra += [_stat(p, "d_lse")] if p.variant.lse_gradient else []
     inputs = (*_inputs(p), *extra)
     outputs = tuple(f"d_{n}" for n in wanted)
-    return t.Program("backward", inputs, _scalars(p), tuple(kernels), tuple(steps), outputs)
+    return t.Program("backward", inputs, _scalars(p), (*scans, *kernels), tuple(steps), outputs)
 
 
 def _collect(p: Problem, name: str, found: tuple[Capture, ...], buffers: dict[str, t.Tensor]) -> tuple[t.Step, ...]:
@@ -115,6 +120,21 @@ def _prologue(p: Problem, kernels: tuple[t.Kernel, ...]) -> tuple[t.Step, ...]:
     aux = {d.name: d for d in (*p.by_row.aux, *p.by_key.aux)}
     steps += [_derived(p, d) for name, d in aux.items() if name in read]
     return tuple(steps)
+
+
+def _scans(
+    p: Problem, runs: tuple[Run, ...], kernels: tuple[t.Kernel, ...]
+) -> tuple[tuple[t.Kernel, ...], tuple[t.Step, ...]]:
+    """The scans whose results the kernels read, and their steps."""
+    read = {name for k in kernels for name in k.tensors}
+    found: list[t.Kernel] = []
+    steps: list[t.Step] = []
+    for run in runs:
+        written = tensors(run, p)
+        if read & {x.name for x in written}:
+            found.append(run_kernel(run, p))
+            steps += [*(t.Alloc(x) for x in written), t.Launch(found[-1].name)]
+    return tuple(found), tuple(steps)
 
 
 def _derived(p: Problem, d: Derived) -> t.Step:

@@ -90,7 +90,8 @@ class Stream:
         self.tensors: dict[str, None] = {}
         own = ("q", "k", "v", "out", "lse", "delta", "log_z")
         captured = (*(x.name for x in p.spec.params), *(x.name for x in p.attend.tables))
-        derived = tuple(x.name for x in (*p.by_row.aux, *p.by_key.aux))
+        kinds = ("first", "last", "run_first", "run_last", "sorted")
+        derived = tuple(f"{x.name}_{kind}" for x in p.spec.params for kind in kinds)
         self.b.reserve((*own, *captured, *derived, *(f"d_{n}" for n in (*own, *captured)), *WORDS))
         for name in "BHGMN":
             self.b.scalar(name, "int")

@@ -100,7 +100,7 @@ def _online(
         top = k.b.value(op("where", op("eq", top, NEVER), NEVER, op("max", top, ZERO)), "top")
     m_new = k.b.value(op("max", m, top), "m")
     anchor = m_new
-    if allowed is not None:
+    if allowed is not None or not k.p.exponential:
         anchor = k.b.value(op("where", op("eq", m_new, NEVER), ZERO, m_new), "anchor", "finite in rows without a key")
     w = k.weight(n.phi, x, anchor, allowed, "w")
     psi = w if n.psi is n.phi else k.weight(n.psi, x, anchor, allowed, "psi")

@@ -84,6 +84,19 @@ def test_programs_match_the_reference(name: str, target: Target, shape: tuple[in
         _close(f"d_{n}", backward.outputs[f"d_{n}"], g)
 
 
+@pytest.mark.parametrize("target", ["triton", "torch"])
+def test_documents_need_not_be_sorted(target: Target) -> None:
+    spec = SPECS["packed_documents"]
+    torch.manual_seed(1)
+    tensors = {n: torch.randn(2, 1, 2300, 8, dtype=torch.float64) for n in ("q", "k", "v")}
+    doc = torch.randint(0, 40, (2, 2300))
+    doc[1] = doc[1].sort().values
+    pair = build(spec, Variant(target, 8, 8, "f64", (("doc", "i64"),), gradients=("q", "k", "v")))
+    arrays = {**{n: x.numpy() for n, x in tensors.items()}, "doc": doc.numpy()}
+    out = run_program(pair.forward, arrays).outputs["out"]
+    _close("out", out, evaluate(spec, {**tensors, "doc": doc}).out)
+
+
 def _close(name: str, got: np.ndarray, want: torch.Tensor) -> None:
     expected = want.detach().numpy()
     np.testing.assert_allclose(
