@@ -10,6 +10,7 @@ from typing import Any
 
 from attncc.debug import integer
 from attncc.runtime.mistakes import KernelFailed, NoTriton
+from attncc.runtime.text import parsing
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class Binary:
     scratch: int = 0
     """Bytes of global scratch memory per program."""
     ptx: str = ""
+    ttgir: str = ""
+    """Triton's own text of the kernel after its last pass over tiles."""
 
 
 def triton_version() -> str:
@@ -55,7 +58,8 @@ def triton_version() -> str:
 def compile_all(functions: dict[str, Any], orders: Sequence[Order], capability: int) -> list[Binary]:
     """The binaries of `orders` for compute capability `capability` (90 for sm_90), compiled side by side.
 
-    Threads are enough: Triton's compiler passes release the interpreter lock and ptxas is a process.
+    Threads are enough: Triton's compiler passes release the interpreter lock and ptxas is a process. Its front end
+    runs one thread at a time.
     """
     workers = integer("ATTNCC_WORKERS") or min(8, os.cpu_count() or 1)
     if len(orders) < 2 or workers < 2:
@@ -95,6 +99,7 @@ def compile_one(function: Any, order: Order, capability: int) -> Binary:
         shared=meta["shared"],
         scratch=meta.get("global_scratch_size") or 0,
         ptx=asm["ptx"],
+        ttgir=asm["ttgir"],
     )
 
 
@@ -113,9 +118,10 @@ def _stages(source: Any, target: Any, options: dict[str, Any]) -> tuple[dict[str
     backend.load_dialects(context)
     stages: dict[str, Any] = {}
     backend.add_stages(stages, parsed, source.language)
-    module = source.make_ir(
-        target, parsed, backend.get_codegen_implementation(parsed), backend.get_module_map(), context
-    )
+    with parsing:
+        module = source.make_ir(
+            target, parsed, backend.get_codegen_implementation(parsed), backend.get_module_map(), context
+        )
     meta: dict[str, Any] = {"target": target, **parsed.__dict__}
     asm: dict[str, Any] = {}
     for name, stage in stages.items():

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ast
 import linecache
+import threading
 from pathlib import Path
 from typing import Any
 
 from attncc.debug import setting
 
 Names = dict[str, Any]
+
+parsing = threading.Lock()
+"""Held while Python text is parsed: until 3.12, `ast.parse` fails now and then where two threads are inside it."""
 
 
 def execute(text: str, title: str, given: Names | None = None) -> Names:
@@ -28,7 +32,8 @@ def execute(text: str, title: str, given: Names | None = None) -> Names:
 
 def host_part(text: str) -> str:
     """`text` without its Triton kernels, and without the import of Triton where nothing else needs it."""
-    tree = ast.parse(text)
+    with parsing:
+        tree = ast.parse(text)
     body = [node for node in tree.body if not _is_kernel(node)]
     used = {n.id for node in body for n in ast.walk(node) if isinstance(n, ast.Name)}
     tree.body = [node for node in body if not _imports_only_triton(node, used)]

@@ -144,7 +144,8 @@ def _derived(p: Problem, d: Derived) -> t.Step:
 
 
 def _scalars(p: Problem) -> tuple[t.Scalar, ...]:
-    sizes = tuple(t.Scalar(n, "int") for n in "BHGMN")
+    groups = None if p.variant.grouped else H
+    sizes = tuple(t.Scalar(n, "int", groups if n == "G" else None) for n in "BHGMN")
     return (*sizes, *(t.Scalar(c.name, c.sort) for c in p.spec.constants))
 
 

@@ -46,7 +46,7 @@ def indices_inside(c: Checked, kernel: t.Kernel) -> None:
         known = set(conjuncts(origins.expand(guard)))
         for axis, extent, e in zip(c.tensors[tensor].axes, c.tensors[tensor].extents, index, strict=True):
             at = origins.expand(e)
-            if _below(origins, at, extent, known) and _at_least_zero(origins, at, known):
+            if _below(origins, at, origins.expand(extent), known) and _at_least_zero(origins, at, known):
                 continue
             if not _mentioned(origins, at, known):
                 raise place.error(ExtentError, f"nothing bounds the index on axis {axis} of {tensor}")
@@ -66,7 +66,7 @@ def _extent_of(origins: Origins, name: str) -> tuple[Expr, int] | None:
     """What a grid axis or a loop runs over: its extent and the size of a step, for names that begin a tile."""
     match origins.of.get(name):
         case t.GridAxis(_, extent, _, tile):
-            return extent, tile
+            return origins.expand(extent), tile
         case t.For(_, t.Ranges(tile, extent)):
             return origins.expand(extent), tile
         case t.For(_, t.Count(lo, hi)) if isinstance(lo, Const) and int(lo.value) >= 0:

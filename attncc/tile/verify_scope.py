@@ -145,8 +145,13 @@ class Origins:
         d = self.of.get(name)
         return d.op if isinstance(d, t.Let) else None
 
+    def value(self, name: str) -> Expr | None:
+        """The host expression that a scalar stands for."""
+        d = self.of.get(name)
+        return d.value if isinstance(d, t.Scalar) else None
+
     def expand(self, e: Expr) -> Expr:
-        """`e` with every Var that a Let maps replaced by its body, down to loads, iotas, scalars and carried names."""
+        """`e` with every Var that a Let maps replaced by its body, down to loads, iotas, sizes and carried names."""
         if e in self.memo:
             return self.memo[e]
         done: dict[Expr, Expr] = {}
@@ -155,6 +160,8 @@ class Origins:
                 done[node] = Op(node.name, tuple(done[a] for a in node.args), node.sort)
             elif isinstance(node, Var) and isinstance(op := self.op(node.name), t.Map):
                 done[node] = self.expand(op.body)
+            elif isinstance(node, Var) and node.sort == "int" and (value := self.value(node.name)) is not None:
+                done[node] = self.expand(value)
             elif isinstance(node, Var) and isinstance(op := self.op(node.name), t.Convert):
                 done[node] = self.expand(Var(op.value, node.sort))
             else:
