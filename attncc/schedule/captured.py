@@ -119,7 +119,7 @@ def collect(c: Capture, p: Problem, source: t.Tensor, out: t.Tensor, add: bool) 
     if c.place == "pair" and table is None:
         index = tuple(ivar(a) for a in source.axes)
     shift = op("sub", N, M)
-    heads = op("floordiv", ivar("h"), op("floordiv", H, G))
+    heads = op("floordiv", ivar("h"), op("floordiv", H, G)) if p.variant.grouped else ivar("h")
     places: dict[Expr, Expr] = {ivar("i"): op("max", op("add", ivar("r"), shift), 0)}
     if "h" in source.axes:
         places[ivar("g")] = heads

@@ -11,6 +11,7 @@ from attncc.passes.bounds.derived import Derived
 from attncc.passes.differentiate import derivative
 from attncc.schedule.captured import Capture, buffer, captures, collect, table_extents
 from attncc.schedule.config import Demand, Plan, plan
+from attncc.schedule.heads import without_groups
 from attncc.schedule.runs import Run, run_kernel, tensors, with_runs
 from attncc.schedule.stream import B, G, H, M, N, Problem, varies
 from attncc.schedule.stream_backward import delta_kernel, keys_kernel, queries_kernel
@@ -31,7 +32,10 @@ def stream(p: Problem) -> Pair:
     runs: tuple[Run, ...] = ()
     if p.variant.target != "torch":
         p, runs = with_runs(p)
-    return Pair(_forward(p, runs), _backward(p, runs) if p.variant.gradients else None)
+    forward, backward = _forward(p, runs), _backward(p, runs) if p.variant.gradients else None
+    if p.variant.grouped:
+        return Pair(forward, backward)
+    return Pair(without_groups(forward), None if backward is None else without_groups(backward))
 
 
 def _plan(p: Problem) -> Plan:

@@ -15,10 +15,15 @@ from attncc.schedule.programs import Pair, stream
 from attncc.schedule.stream import Problem
 from attncc.schedule.variant import Target, Variant
 from attncc.tile.interpret import run_program
+from attncc.tile.nodes import Dtype
+from attncc.tile.verify import verify, verify_pair
 from tests.support.specs import SPECS
 
 SHAPES = [(2, 4, 2, 37, 37, 16, 16), (1, 2, 1, 70, 33, 24, 40), (1, 2, 2, 20, 90, 40, 24)]
 """B, H, G, M, N, D, E: square, more queries than keys, more keys than queries."""
+
+
+KINDS: dict[str, Dtype] = {"real": "f64", "int": "i64", "bool": "bool"}
 
 
 def build(spec: Spec, variant: Variant) -> Pair:
@@ -32,7 +37,7 @@ def captured(spec: Spec, sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
     """Random captured tensors of `spec`."""
     out: dict[str, torch.Tensor] = {}
     for p in spec.params:
-        shape = [sizes[a.index] if a.index in sizes else int(getattr(a.size, "value")) for a in p.axes]
+        shape = [sizes[a.index] if a.index in sizes else int(a.size.value) for a in p.axes]
         match p.sort:
             case "real":
                 out[p.name] = torch.randn(shape, dtype=torch.float64) * 0.5
@@ -68,9 +73,14 @@ def test_programs_match_the_reference(name: str, target: Target, shape: tuple[in
     if want.lse is not None and d_lse is not None:
         total = total + torch.where(want.lse.isfinite(), want.lse * d_lse, 0.0).sum()
     grads = torch.autograd.grad(total, [tensors[n] for n in reals])
-    kinds = tuple((p.name, {"real": "f64", "int": "i64", "bool": "bool"}[p.sort]) for p in spec.params)
-    variant = Variant(target, D, E, "f64", kinds, gradients=reals, lse_gradient=has_lse)  # type: ignore[arg-type]
+    kinds = tuple((p.name, KINDS[p.sort]) for p in spec.params)
+    variant = Variant(
+        target, D, E, "f64", kinds, gradients=reals, lse_gradient=has_lse, grouped=H != G or target == "torch"
+    )
     pair = build(spec, variant)
+    verify(pair.forward)
+    assert pair.backward is not None
+    verify_pair(pair.forward, pair.backward)
     arrays = {n: x.detach().numpy() for n, x in tensors.items()}
     forward = run_program(pair.forward, arrays, constants)
     _close("out", forward.outputs["out"], want.out)
