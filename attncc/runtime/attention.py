@@ -174,6 +174,7 @@ class Attention:
         place = place_of(device, mode)
         compiled = self._family
         variant = forward_variant(compiled.face, tensors, target_of(mode), interpreted=mode == "interpret")
+        variant = dataclasses.replace(variant, capability=place.capability or variant.capability)
         needs = [n for n, t in zip(compiled.face.inputs, tensors, strict=True) if t.requires_grad]
         if mode == "cuda" and needs and torch.is_grad_enabled():  # compile the backward beside the forward
             compiled.prefetch(dataclasses.replace(variant, gradients=tuple(needs)), "backward", place)

@@ -1,0 +1,183 @@
+"""Kernels compiled for a GPU that need not be there, and what can be read from each stage of Triton's compiler."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from triton.backends.nvidia.compiler import get_ptxas
+
+from attncc import driver
+from attncc.expr.nodes import Expr, Op, free_vars, walk
+from attncc.runtime.family import orders
+from attncc.runtime.kernels import Binary, Order, compile_one
+from attncc.runtime.text import execute
+from attncc.schedule.variant import Variant
+from attncc.tile import nodes as t
+from tests.support.specs import SPECS
+
+
+@dataclass(frozen=True)
+class Built:
+    """A kernel of the Tile IR and its cubin."""
+
+    kernel: t.Kernel
+    heads: str
+    capability: int
+    binary: Binary
+    registers: int
+    spilled: int
+    """Bytes."""
+    warnings: tuple[str, ...]
+    """Numbers of the assembler's complaints about serialised products."""
+
+    def __str__(self) -> str:
+        return f"{self.kernel.name} of {self.heads} sm_{self.capability}"
+
+
+def variant(name: str, D: int, capability: int, grouped: bool) -> Variant:
+    """The usual one of a spec: bfloat16, aligned rows, every gradient."""
+    kinds: dict[str, t.Dtype] = {"real": "f32", "int": "i32", "bool": "bool"}
+    params = SPECS[name].params
+    captured = tuple((p.name, kinds[p.sort]) for p in params)
+    gradients = ("q", "k", "v", *(p.name for p in params if p.sort == "real"))
+    return Variant("triton", D, D, "bf16", captured, gradients=gradients, grouped=grouped, capability=capability)
+
+
+def build(name: str, D: int, capability: int) -> list[Built]:
+    """Every kernel of the spec's usual variant, and the one that walks heads where they share keys."""
+    return _build(name, D, capability, False) + _build(name, D, capability, True, ("keys_kernel",))
+
+
+def _build(name: str, D: int, capability: int, grouped: bool, only: tuple[str, ...] = ()) -> list[Built]:
+    v = variant(name, D, capability, grouped)
+    pair = driver.programs(SPECS[name], v)
+    functions = execute(driver.source(pair, v, name), f"{name} {D} {capability}")
+    assert pair.backward is not None
+    work = [(k, o) for p in (pair.forward, pair.backward) for k, o in zip(p.kernels, orders(p), strict=True)]
+    work = [(k, o) for k, o in work if not only or k.name in only]
+
+    heads = "shared heads" if grouped else "single heads"
+
+    def one(item: tuple[t.Kernel, Order]) -> Built:
+        binary = compile_one(functions[item[1].name], item[1], capability)
+        return Built(item[0], heads, capability, binary, *_assemble(binary.ptx, capability))
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(one, work))
+
+
+def _assemble(ptx: str, capability: int) -> tuple[int, int, tuple[str, ...]]:
+    """(registers a thread, spilled bytes, complaints) as ptxas tells them."""
+    arch = f"sm_{capability}a" if capability >= 90 else f"sm_{capability}"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.ptx"
+        path.write_text(ptx)
+        command = [get_ptxas(capability).path, "-v", f"-arch={arch}", str(path), "-o", str(path.with_suffix(".cubin"))]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    registers = max(int(x) for x in re.findall(r"Used (\d+) registers", said))
+    spilled = sum(int(x) for x in re.findall(r"(\d+) bytes spill stores", said))
+    return registers, spilled, tuple(re.findall(r"C75\d\d", said))
+
+
+# --- what the Tile IR says ------------------------------------------------------------------------------------------
+
+
+def loops(body: tuple[t.Stmt, ...]) -> Iterator[t.For]:
+    """The innermost loops, in order."""
+    for s in body:
+        match s:
+            case t.For(body=inner):
+                found = list(loops(inner))
+                yield from found or [s]
+            case t.If(then=then, orelse=orelse):
+                yield from loops((*then, *orelse))
+
+
+def products(kernel: t.Kernel) -> int:
+    """The number of tensor core instructions of a kernel on sm_90: a warpgroup multiplies 64 rows by 16 at a time."""
+    count = 0
+    groups = kernel.config.warps // 4
+    for rows, columns, depth in _dots(kernel.body):
+        assert rows % (64 * groups) == 0 and columns <= 256
+        count += rows // (64 * groups) * depth // 16
+    return count
+
+
+def small_products(kernel: t.Kernel) -> int:
+    """The same before sm_90, where a warp multiplies 16 by 16 by 8."""
+    return sum(r * c * d // (16 * 16 * 8 * kernel.config.warps) for r, c, d in _dots(kernel.body))
+
+
+def _dots(body: tuple[t.Stmt, ...], known: dict[str, t.Type] | None = None) -> Iterator[tuple[int, int, int]]:
+    """(rows, columns, depth) of every Dot."""
+    types = {} if known is None else known
+    for s in body:
+        match s:
+            case t.Let(name, type, op_):
+                types[name] = type
+                if isinstance(op_, t.Dot):
+                    assert isinstance(op_.a, str)
+                    depth = next(a.extent for a in types[op_.a].axes if a.name == op_.axis)
+                    yield type.axes[0].extent, type.axes[1].extent, depth
+            case t.For(body=inner):
+                yield from _dots(inner, types)
+            case t.If(then=then, orelse=orelse):
+                yield from _dots((*then, *orelse), types)
+
+
+def lanes_compared(loop: t.For) -> list[str]:
+    """The values of a loop's body that compare, and its loads with a guard over the loop's axis or the program's."""
+    found = []
+    for s in loop.body:
+        match s:
+            case t.Let(name, type, t.Map(body)) if type.axes and _compares(body):
+                found.append(name)
+            case t.Let(name, _, t.Load(guard=guard)) if _rows_guarded(guard):
+                found.append(name)
+    return found
+
+
+def _compares(e: Expr) -> bool:
+    return any(isinstance(n, Op) and n.sort == "bool" or isinstance(n, Op) and n.name == "where" for n in walk(e))
+
+
+def _rows_guarded(guard: Expr) -> bool:
+    return any(not (v.startswith(("d", "e")) and v[1:].isdigit()) for v in free_vars(guard))
+
+
+# --- what Triton says -----------------------------------------------------------------------------------------------
+
+
+def ttgir_loops(ttgir: str) -> list[list[str]]:
+    """The lines of each innermost scf.for, in order."""
+    found: list[list[str]] = []
+    open_loops: list[tuple[int, list[str], list[int]]] = []
+    for line in ttgir.splitlines():
+        indent = len(line) - len(line.lstrip())
+        if "scf.for" in line and line.rstrip().split(" loc(")[0].endswith("{"):
+            if open_loops:
+                open_loops[-1][2].append(1)
+            open_loops.append((indent, [], []))
+        elif open_loops and indent == open_loops[-1][0] and line.lstrip().startswith("}"):
+            _, lines, inner = open_loops.pop()
+            if not inner:
+                found.append(lines)
+        elif open_loops:
+            open_loops[-1][1].append(line)
+    return found
+
+
+def counted(lines: list[str], *words: str) -> int:
+    """How many lines contain all words."""
+    return sum(all(w in line for w in words) for line in lines)
+
+
+def shared_limit(capability: int) -> int:
+    """Bytes of shared memory that a program may have."""
+    return {80: 163 * 1024, 90: 227 * 1024}[capability]

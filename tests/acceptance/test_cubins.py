@@ -1,0 +1,58 @@
+"""Default configurations of every kernel of the seven specs, compiled for sm_80 and sm_90 without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from attncc.tile import nodes as t
+from tests.acceptance import cubins
+from tests.acceptance.cubins import Built
+from tests.support.specs import SEVEN
+
+SPILLED = 32
+"""Bytes that a kernel may spill."""
+
+
+@pytest.mark.parametrize("capability", [80, 90], ids="sm_{}".format)
+@pytest.mark.parametrize("D", [64, 128], ids="D{}".format)
+@pytest.mark.parametrize("name", SEVEN)
+def test_every_kernel(name: str, D: int, capability: int) -> None:
+    kernels = cubins.build(name, D, capability)
+    assert {b.kernel.name for b in kernels} >= {"forward_kernel", "keys_kernel", "queries_kernel"}
+    faults = [f"{b}: {fault}" for b in kernels for fault in _faults(b)]
+    assert not faults, "\n".join(faults)
+
+
+def _faults(b: Built) -> Iterator[str]:
+    if b.spilled > SPILLED:
+        yield f"{b.spilled} bytes spilled, with {b.registers} registers"
+    if b.warnings:
+        yield f"ptxas serialises products: {b.warnings}"
+    if b.binary.shared > cubins.shared_limit(b.capability):
+        yield f"{b.binary.shared} bytes of shared memory"
+    if b.capability >= 90:
+        found, predicted = b.binary.ptx.count("wgmma.mma_async"), cubins.products(b.kernel)
+    else:
+        found, predicted = b.binary.ptx.count("mma.sync"), cubins.small_products(b.kernel)
+    if found != predicted:
+        yield f"{found} tensor core instructions where {predicted} are predicted"
+    pairs = zip(cubins.loops(b.kernel.body), cubins.ttgir_loops(b.binary.ttgir), strict=True)
+    for loop, lines in pairs:
+        yield from _loop_faults(loop, lines)
+
+
+def _loop_faults(loop: t.For, lines: list[str]) -> Iterator[str]:
+    """Every load of the loop is an asynchronous copy; in a full tile nothing is compared but scalars."""
+    loads = sum(isinstance(s, t.Let) and isinstance(s.op, t.Load) for s in loop.body)
+    copies = cubins.counted(lines, "ttg.async_copy_global_to_local")
+    if copies < loads or cubins.counted(lines, " tt.load "):
+        yield f"{loop.note}: {copies} asynchronous copies for {loads} loads"
+    if not (isinstance(loop.over, t.Ranges) and loop.over.full):
+        return
+    if names := cubins.lanes_compared(loop):
+        yield f"{loop.note}: {', '.join(names)} compare or are guarded"
+    for word in ("arith.cmpi", "arith.cmpf", "arith.select"):
+        if count := cubins.counted(lines, word, ": tensor<"):
+            yield f"{loop.note}: {count} {word} over tiles"
