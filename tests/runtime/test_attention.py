@@ -217,5 +217,6 @@ def test_fake_tensors_give_shapes_and_strides(driver: FakeDriver) -> None:
 def test_equal_specs_share_one_family(driver: FakeDriver, tmp_path: Path) -> None:
     path = tmp_path / "sloped.attn"
     path.write_text(TEXT)
+    known = len(_families)  # of other tests in this process
     assert attncc.compile(path) is compiled() is attncc.compile(str(path))
-    assert len(_families) <= 1
+    assert len(_families) <= known + 1
