@@ -1,6 +1,6 @@
 """README.md against the product: each command and each Python block runs, each table says what is.
 
-`python tests/test_readme.py` prints the generated parts (kernel excerpt, diagnostic, tables) as they are today.
+`python tests/test_readme.py` writes the kernel excerpt anew.
 """
 
 from __future__ import annotations
@@ -219,8 +219,15 @@ def test_a_command_runs(command: str, tmp_path_factory: pytest.TempPathFactory) 
         assert "import attncc" not in written.read_text()
 
 
-if __name__ == "__main__":
-    import tempfile
+def rewritten() -> str:
+    """README.md with the excerpt of today."""
+    return re.sub(
+        r"(<!-- excerpt[^\n]*\n```python\n).*?(^```$)",
+        lambda found: found[1] + excerpt() + found[2],
+        README,
+        flags=re.DOTALL | re.MULTILINE,
+    )
 
-    for part in (excerpt(), diagnostic(Path(tempfile.mkdtemp())), settings(), passes()):
-        print(part)
+
+if __name__ == "__main__":
+    (ROOT / "README.md").write_text(rewritten(), encoding="utf-8")
