@@ -95,7 +95,8 @@ class _Host:
                 self.w.line(f"device = {python_name(self.program.inputs[0].name)}.device")
             for step in self.program.steps:
                 self.step(step)
-            self.w.line(f"return ({', '.join(python_name(n) for n in self.program.outputs)},)")
+            names = [python_name(n) for n in self.program.outputs]
+            self.w.line(f"return {', '.join(names)}" if len(names) > 1 else f"return ({names[0]},)")
 
     def docstring(self) -> None:
         if self.program.note:

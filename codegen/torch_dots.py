@@ -40,13 +40,8 @@ def dot(state: State, s: t.Let, d: t.Dot) -> Item:
         else:
             text = f"({left} @ {right}) * {alpha}"
     if varies and len(state.facts.batch) > 1:
-        text = f"{text}.unflatten(0, ({', '.join(lead(state, varies))}))"
+        text = f"{text}.unflatten(0, ({', '.join(state.leading(varies))}))"
     return Item(Text(text, CALL, True, "real"), axes, varies, None, True, bool(room))
-
-
-def lead(state: State, varies: frozenset[str]) -> list[str]:
-    """Sizes of the batch dimensions."""
-    return [state.count(a) if a in varies else "1" for a in state.facts.batch]
 
 
 def operand(state: State, x: Item, axes: tuple[str, ...], varies: frozenset[str]) -> str:
@@ -56,7 +51,7 @@ def operand(state: State, x: Item, axes: tuple[str, ...], varies: frozenset[str]
         return text
     batch = state.facts.batch
     if x.varies != varies:
-        text = f"{text}.expand({', '.join([*lead(state, varies), '-1', '-1'])})"
+        text = f"{text}.expand({', '.join([*state.leading(varies), '-1', '-1'])})"
     flat = len(batch) == 1 or (x.storage is not None and x.storage.names <= state.facts.flat)
     return text if flat else f"{text}.flatten(0, {len(batch) - 1})"
 
@@ -74,7 +69,7 @@ def accumulated(
         target = f"{x.storage.var}.flatten(0, {len(state.facts.batch) - 1})" if several else x.storage.var
         state.w.line(f"{target}.baddbmm_({left}, {right})", s.note)
         return x
-    sizes = ", ".join([*lead(state, varies), *shape])
+    sizes = ", ".join([*state.leading(varies), *shape])
     first = x.aligned(axes).at(CALL)
     if several:
         first = f"{first}.expand({sizes}).flatten(0, {len(state.facts.batch) - 1})"

@@ -84,6 +84,8 @@ class Facts:
         """The tile position in force on each axis."""
         self.constants: dict[str, Expr] = {}
         """Truth values that folding has decided."""
+        self.order: dict[str, int] = {n: 0 for n in host_scalars(kernel)}
+        """When each Let was met: a number known before a product may scale it."""
         self.filled: set[str] = set()
         """Names of constant tensors: they are made in the shape that the loop which carries them needs."""
         self.scale: dict[str, Expr] = {}
@@ -115,6 +117,10 @@ class Facts:
 
     def is_number(self, e: Expr) -> bool:
         return all(isinstance(self.kinds[n], Number) for n in free_vars(e))
+
+    def known(self, e: Expr, before: str) -> bool:
+        """Whether everything in `e` has its value before the Let of that name."""
+        return all(self.order.get(n, len(self.order)) < self.order[before] for n in free_vars(e))
 
     def lane(self, e: Expr) -> Expr | None:
         """`e` over batch positions and numbers, where it is that."""
@@ -201,6 +207,7 @@ class Facts:
     def _let(self, s: t.Let) -> t.Let:
         s = replace(s, op=_mapped(s.op, self.fold))
         self.types[s.name] = s.type
+        self.order[s.name] = len(self.order)
         if isinstance(s.op, t.Map) and s.op.body in (TRUE, FALSE):
             self.constants[s.name] = s.op.body
         deps = frozenset(a for n in operands(s.op) for a in self.varies.get(n, ()))
@@ -384,6 +391,7 @@ def _need(s: t.Stmt, found: set[str], facts: Facts) -> None:
             kind = facts.kinds[name]
             if name in found:
                 found.update(operands(kind.offset) if isinstance(kind, Span) else reads(s.op, facts))
+                found.update(free_vars(facts.scale[name]) if name in facts.scale else ())
         case t.For(_, over, carried, body):
             for inner in reversed(body):
                 _need(inner, found, facts)
@@ -574,7 +582,7 @@ def _times(node: Expr, dots: set[str], facts: Facts) -> tuple[Var, Expr] | None:
     match node:
         case Op("mul", (x, y)):
             for v, c in ((x, y), (y, x)):
-                if isinstance(v, Var) and v.name in dots and free_vars(c) <= set(host_scalars(facts.kernel)):
+                if isinstance(v, Var) and v.name in dots and facts.is_number(c) and facts.known(c, v.name):
                     return v, c
     return None
 

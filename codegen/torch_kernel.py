@@ -259,7 +259,7 @@ class KernelPrinter:
                 return self.cast(s, value)
             case t.Iota(base):
                 count = self.state.length(s.type.axes[0])
-                item = Maps(self.state, (), base, s.name).run()
+                item = Maps(self.state, (), base).run()
                 text = f"{item.aligned(axes).at(SUM)} + torch.arange({count}, device=device)"
                 return Item(Text(text, SUM, True, "int"), axes, item.varies)
             case _:
@@ -267,7 +267,7 @@ class KernelPrinter:
 
     def map(self, s: t.Let, body: Expr) -> Item:
         axes = s.type.names()
-        item = Maps(self.state, axes, body, s.name).run()
+        item = Maps(self.state, axes, body, s.type).run()
         if item.tensor and item.axes == axes:
             return item
         if not item.tensor:
@@ -280,10 +280,11 @@ class KernelPrinter:
     def full(self, s: t.Let, value: Expr) -> Item:
         axes = s.type.names()
         varies = self.facts.varies[s.name]
-        item = Maps(self.state, (), value, s.name).run()
-        shape = f"({', '.join(self.shape(s.type, varies))},)"
+        item = Maps(self.state, (), value).run()
+        sizes = self.shape(s.type, varies)
+        shape = f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
         if item.tensor:
-            text = f"{item.aligned(axes).at(CALL)}.expand{shape.replace(',)', ')')}.clone()"
+            text = f"{item.aligned(axes).at(CALL)}.expand({', '.join(sizes)}).clone()"
         elif s.type.dtype in ("i32", "i64", "bool", "u8"):
             text = f"torch.full({shape}, {item.text.at(TERNARY)}, device=device)"
         elif item.text.text == "0.0":
@@ -425,7 +426,9 @@ class KernelPrinter:
     def width(self, s: t.For, over: t.Ranges) -> int:
         """The most positions of a loop's axis at once."""
         fixed = t.Scan | t.SplitAxis | t.JoinAxis | t.TriInverse | t.TopK | t.Pack | t.Unpack
-        if s.order != "any" or any(isinstance(x, t.Let) and isinstance(x.op, fixed) for x in statements(s.body)):
+        inside = tuple(statements(s.body))
+        bound = any(isinstance(x, t.For) or (isinstance(x, t.Let) and isinstance(x.op, fixed)) for x in inside)
+        if s.order != "any" or bound:
             return over.tile
         return over.tile * max(1, _WIDE // self.largest(s.body))
 
@@ -451,7 +454,7 @@ class KernelPrinter:
         """A loop's bound: a number, or the extreme over the batch."""
         if self.facts.is_number(e):
             return self.state.number(e, UNARY)
-        item = Maps(self.state, (), e, "bound").run()
+        item = Maps(self.state, (), e).run()
         return f"int({item.text.at(CALL)}.{which}())"
 
 

@@ -9,11 +9,14 @@ from attncc.codegen.torch_state import Item, State, Storage
 from attncc.errors import InternalError
 from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Op, Var, rewrite, walk
+from attncc.tile.nodes import Type
 
 IN_PLACE = frozenset(
     "abs neg square exp exp2 expm1 log log2 log1p sqrt rsqrt sin cos tanh erf sigmoid relu".split()
 )  # fmt: skip
 """Functions of one argument that torch has an in-place form of, under the same name."""
+SPACED = IN_PLACE - {"relu"} | {"add", "sub", "mul", "div", "min", "max", "pow"}
+"""Operations that can be told where to write."""
 EITHER = {"add": "add_", "mul": "mul_"}
 FIRST = {"sub": "sub_", "div": "div_"}
 
@@ -44,11 +47,11 @@ def negation(e: Expr) -> Expr:
 class Maps:
     """Prints one expression; `state` knows the names in it."""
 
-    def __init__(self, state: State, axes: tuple[str, ...], body: Expr, hint: str) -> None:
+    def __init__(self, state: State, axes: tuple[str, ...], body: Expr, type: Type | None = None) -> None:
         self.state = state
+        self.type = type
         self.axes = axes
         self.body = body = rewrite(body, _negated)
-        self.hint = hint
         self.items: dict[Expr, Item] = {}
         self.products: dict[Expr, Op] = {}
         """Those not yet printed: an addition may take them in."""
@@ -101,17 +104,36 @@ class Maps:
         if node.sort == "real" and (done := self.in_place(node, items, axes, varies)) is not None:
             self.items[node] = done
             return
-        text = combine(node.name, [x.aligned(axes) for x in items], node.sort, self.state.real)
+        spaced = self.spaced(node, items, axes, varies)
+        text = spaced or combine(node.name, [x.aligned(axes) for x in items], node.sort, self.state.real)
         self.spend(node)
         plain = node.sort != "real" and all(x.sort != "real" or not x.tensor for x in items)
         if node is self.body or (plain and self.left[node] == 1):
-            self.items[node] = Item(text, axes, varies, None, dense)
+            self.items[node] = Item(text, axes, varies, None, dense, spaced is not None)
         else:
-            self.items[node] = self.keep(text, axes, varies, dense)
+            self.items[node] = self.keep(text, axes, varies, dense, spaced is not None)
 
-    def keep(self, text: Text, axes: tuple[str, ...], varies: frozenset[str], dense: bool) -> Item:
+    def spaced(self, node: Op, items: list[Item], axes: tuple[str, ...], varies: frozenset[str]) -> Text | None:
+        """The operation written to memory that is kept, where the result is a large tile."""
+        if self.type is None or node.sort != "real" or axes != self.axes or node.name not in SPACED:
+            return None
+        if node.name in EITHER and not items[0].tensor:
+            items = items[::-1]
+        numbers = [x for x in items if not x.tensor]
+        if not items[0].tensor or (numbers and node.name in ("min", "max")):
+            return None
+        room = self.state.borrow(self.type, varies) if all(x.sort == "real" for x in items) else ""
+        if not room:
+            return None
+        name = {"min": "minimum", "max": "maximum"}.get(node.name, node.name)
+        args = ", ".join(x.aligned(axes).at(TERNARY) for x in items)
+        sizes = ", ".join(self.state.leading(varies))
+        out = f"{room}.unflatten(0, ({sizes}))" if len(self.state.facts.batch) > 1 else room
+        return Text(f"torch.{name}({args}, out={out})", CALL, True, "real")
+
+    def keep(self, text: Text, axes: tuple[str, ...], varies: frozenset[str], dense: bool, lent: bool = False) -> Item:
         """A temporary of its own."""
-        storage = Storage(self.state.fresh("t"), True, dense=dense)
+        storage = Storage(self.state.fresh("t"), True, dense=dense, lent=lent)
         self.state.w.line(f"{storage.var} = {text.at(TERNARY)}")
         return Item(Text(storage.var, CALL, True, text.sort), axes, varies, storage, dense)
 

@@ -163,11 +163,11 @@ class Memory:
         """Index tensors and a guard that broadcast over the batch and `axes`."""
         texts = [self.tensor(e, axes) for e in index]
         found = frozenset(a for e in (*index, guard) for a in self.state.facts.deps(e))
-        return f"({', '.join(texts)},)", self.tensor(guard, axes), found
+        return f"({', '.join(texts)}{',' if len(texts) == 1 else ''})", self.tensor(guard, axes), found
 
     def tensor(self, e: Expr, axes: tuple[str, ...]) -> str:
         """`e` as a tensor; a number becomes one."""
-        item = Maps(self.state, axes, e, "at").run()
+        item = Maps(self.state, axes, e).run()
         if not item.tensor:
             return f"torch.tensor({item.text.at(TERNARY)}, device=device)"
         return item.aligned(axes).at(TERNARY)

@@ -31,7 +31,7 @@ def print_module(forward: Program, backward: Program | None, title: str) -> str:
         w.line()
         w.line()
         w.lines(text)
-    w.lines(kernels.text())
+    w.append(kernels)
     for program in programs:
         w.line()
         w.line()

@@ -148,6 +148,10 @@ class State:
         """How many positions of `batch` are computed at once."""
         return f"{batch}_count"
 
+    def leading(self, varies: frozenset[str]) -> list[str]:
+        """Sizes of the batch dimensions."""
+        return [self.count(a) if a in varies else "1" for a in self.facts.batch]
+
     def length(self, axis: t.Axis) -> str:
         """The length of a value's axis in the tile at hand."""
         at = self.cut.get(axis.name)
@@ -162,7 +166,7 @@ class State:
         at, self.lending = self.lending, self.lending + 1
         self.rooms += [0] * (self.lending - len(self.rooms))
         self.rooms[at] = max(self.rooms[at], size)
-        lead = " * ".join(self.count(a) if a in varies else "1" for a in self.facts.batch)
+        lead = " * ".join(self.leading(varies))
         return f"_part(room_{at}, {lead}, {', '.join(self.length(a) for a in type.axes)})"
 
     # --- storages ---------------------------------------------------------------------------------------------------

@@ -9,6 +9,44 @@ INDENT = "    "
 WIDTH = 120
 
 
+def wrapped(text: str, width: int) -> list[str]:
+    """A long statement with the arguments of its longest call on lines of their own; as it is where it has none."""
+    if len(text) <= width:
+        return [text]
+    calls = [(b, e) for b, e in _brackets(text) if b and (text[b - 1].isalnum() or text[b - 1] in "_)]")]
+    if not calls:
+        return [text]
+    begin, end = max(calls, key=lambda pair: pair[1] - pair[0])
+    parts = _split(text[begin + 1 : end])
+    lone = len(parts) == 1 and (text[begin] == "[" or " for " in parts[0])
+    inner = [line for p in parts for line in wrapped(p if lone else f"{p},", width - len(INDENT))]
+    return [text[: begin + 1], *(f"{INDENT}{line}" for line in inner), text[end:]]
+
+
+def _brackets(text: str) -> list[tuple[int, int]]:
+    """(opening, closing) positions of the outermost brackets."""
+    pairs, opened, quote = [], [], ""
+    for n, c in enumerate(text):
+        if quote or c in "\"'":
+            quote = "" if c == quote else quote or c
+        elif c in "([{":
+            opened.append(n)
+        elif c in ")]}":
+            first = opened.pop()
+            if not opened:
+                pairs.append((first, n))
+    return pairs
+
+
+def _split(text: str) -> list[str]:
+    """The parts between the outermost commas."""
+    covered = _brackets(text)
+    commas = [n for n, c in enumerate(text) if c == "," and not any(b < n < e for b, e in covered)]
+    ends = [*commas, len(text)]
+    parts = [text[a:b].strip() for a, b in zip([0, *(n + 1 for n in commas)], ends, strict=True)]
+    return [p for p in parts if p]
+
+
 class Writer:
     """Collects lines at the current depth of indentation."""
 
@@ -30,8 +68,12 @@ class Writer:
         if note and len(INDENT) * self._depth + len(text) + len(note) + 4 > WIDTH:
             self._lines.append(f"{INDENT * self._depth}# {note}")
             note = ""
+        pad = INDENT * self._depth
+        if len(pad) + len(text) > WIDTH:
+            self._lines += [f"{pad}{part}" for part in wrapped(text, WIDTH - len(pad))]
+            return
         tail = f"  # {note}" if note else ""
-        self._lines.append(f"{INDENT * self._depth}{text}{tail}".rstrip())
+        self._lines.append(f"{pad}{text}{tail}".rstrip())
 
     def lines(self, text: str) -> None:
         """Several lines, each put at the current depth."""

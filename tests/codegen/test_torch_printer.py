@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,7 +144,7 @@ def value(e: Expr, env: dict[str, torch.Tensor]) -> torch.Tensor:
     if isinstance(e, Const):
         return torch.tensor(e.value)
     name: str = e.name  # type: ignore[attr-defined]
-    return env[name] if not args else functions[name](*args)  # type: ignore[no-any-return]
+    return env[name] if not args else functions[name](*args)
 
 
 @settings(max_examples=150, deadline=None)
@@ -329,9 +332,9 @@ def test_heads_that_share_keys() -> None:
     grid = (GRID[0], t.GridAxis("g", share, "batch"), GRID[2])
     zero = t.Let("zero", over(I, D), t.Full(lift(0.0)))
     out = t.Tensor("out", ("b", "g", "i", "d"), (B, share, M, lift(3)), "f32")
-    body = (ROWS, CHANNELS, zero, loop, t.Store("out", (b, g, r, d), "acc", op("lt", r, M)))
-    got, _ = run(program(body, Q, grouped, out=out, grid=grid), q, k)
-    torch.testing.assert_close(got, q.unflatten(1, (2, 3)).sum(2))
+    store = t.Store("out", (b, g, r, d), "acc", op("lt", r, M))
+    got, _ = run(program((ROWS, CHANNELS, zero, loop, store), Q, grouped, out=out, grid=grid), q, k)
+    torch.testing.assert_close(got, q.view(2, 2, 3, 7, 3).sum(2))
 
 
 def test_guarded_loads_never_leave_the_tensor() -> None:
@@ -414,3 +417,43 @@ def test_conditions_that_folding_decides() -> None:
     body = (let("y", op("where", op("or", FALSE, op("lt", r, M)), x, 7.0), I, D),)
     got, text = run(rowwise(*body), X, Y)
     assert torch.equal(got, X) and "where" not in text and "arange" not in text
+
+
+def test_printed_text_is_formatted(tmp_path: Path) -> None:
+    """Long calls stand on several lines, as the formatter would put them."""
+    wide = [let(f"p{n}", op("exp", op("mul", x, n + 0.5)), I, D) for n in range(3)]
+    both = let("y", op("add", rvar("p0"), op("mul", rvar("p1"), rvar("p2"))), I, D)
+    pieces = (t.Interval(op("floordiv", op("add", M, n), 4), op("add", M, N)) for n in range(4))
+    for name, p in (("rows", rowwise(*wide, both)), ("loop", summed(ranges(*pieces)))):
+        path = tmp_path / f"{name}.py"
+        path.write_text(print_module(p, None, "a test"))
+        command = [sys.executable, "-m", "ruff", "format", "--check", "--isolated", "--line-length", "120", str(path)]
+        assert subprocess.run(command, capture_output=True).returncode == 0, path.read_text()
+
+
+def test_scale_of_a_product_is_taken_in() -> None:
+    """s * 0.25 costs no pass over the tile."""
+    got, text = run(summed(ranges(t.Interval(lift(0), lift(2)))), X, Y, LO)
+    assert "alpha=0.25" in text and "mul_(0.25)" not in text
+    torch.testing.assert_close(got, SCORES.sum(-1))
+
+
+def test_number_found_on_the_way_scales_a_product() -> None:
+    factor = t.Let("c", over(), t.Map(op("div", 1.0, op("real", op("add", M, 1)))))
+    dot = t.Let("s", over(I, J), t.Dot("x", "y", "d"))
+    scaled = let("w", op("mul", rvar("s"), rvar("c")), I, J)
+    body = (
+        ROWS,
+        CHANNELS,
+        factor,
+        t.Let("j", over(J, dtype="i32"), t.Iota(lift(0))),
+        load("x", "q", b, h, r, d, type=over(I, D), guard=op("lt", r, M)),
+        load("y", "k", b, h, j, d, type=over(J, D)),
+        dot,
+        scaled,
+        t.Let("total", over(I), t.Reduce("sum", "w", "j")),
+        t.Store("out", (b, h, r), "total", op("lt", r, M)),
+    )
+    got, text = run(program(body, Q, K, out=tensor("out", "bhi", B, H, M)), X, Y)
+    torch.testing.assert_close(got, SCORES[..., :4].sum(-1) * 4 / 8)
+    assert "alpha=c" in text
