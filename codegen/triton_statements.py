@@ -81,12 +81,12 @@ class KernelBody:
 
     # --- addresses --------------------------------------------------------------------------------------------------
 
-    def address(self, tensor: str, index: tuple[Expr, ...], axes: tuple[str, ...]) -> str:
-        """Pointers to tensor[index] over `axes`: the scalar part first, so that loops only move that."""
+    def address(self, tensor: str, index: tuple[Expr, ...], axes: tuple[str, ...], at_name: str) -> str:
+        """Pointers to tensor[index] over `axes`: a line that names their scalar part, and what has axes beside it."""
         decl = self.tensors[tensor]
         names = strides(decl)
         if not decl.strided:
-            return self._contiguous(decl, index, axes)
+            return self._contiguous(decl, index, axes, at_name)
         scalars, vectors = [python_name(tensor)], []
         for n, at in enumerate(index):
             stride = names[n] if n < len(names) else ""
@@ -96,7 +96,15 @@ class KernelBody:
             if local:
                 narrow = ".to(tl.int32)" if decl.near and self._small(at) else ""
                 vectors.append(f"{local} * {stride}{narrow}" if stride else local)
-        return " + ".join([*scalars, *vectors])
+        return " + ".join([self._based(scalars, at_name), *vectors])
+
+    def _based(self, scalars: list[str], at_name: str) -> str:
+        """A name for the sum of scalars, or the only one."""
+        if len(scalars) == 1:
+            return scalars[0]
+        name = f"{python_name(at_name)}_at"
+        self.w.line(f"{name} = {' + '.join(scalars)}")
+        return name
 
     def _parts(self, at: Expr, axes: tuple[str, ...]) -> tuple[str, str]:
         """(a 64-bit scalar, an offset with axes) that add up to an index; an empty text is 0."""
@@ -124,7 +132,7 @@ class KernelBody:
         own = self.types.get(v.name)
         return own.names() if own is not None else ()
 
-    def _contiguous(self, decl: t.Tensor, index: tuple[Expr, ...], axes: tuple[str, ...]) -> str:
+    def _contiguous(self, decl: t.Tensor, index: tuple[Expr, ...], axes: tuple[str, ...], at_name: str) -> str:
         """Row-major: the leading scalars by Horner's rule in 64 bits, then what has axes."""
         offset = ""
         vectors: list[str] = []
@@ -139,7 +147,8 @@ class KernelBody:
             if local:
                 last = n == len(index) - 1 or not self._small(at)
                 vectors.append(local if last else f"{local}.to(tl.int64)")
-        return " + ".join([python_name(decl.name), *([offset] if offset else []), *vectors])
+        scalars = [python_name(decl.name), *([offset] if offset else [])]
+        return " + ".join([self._based(scalars, at_name), *vectors])
 
     # --- statements -------------------------------------------------------------------------------------------------
 
@@ -150,7 +159,7 @@ class KernelBody:
     def statement(self, s: t.Stmt) -> None:
         match s:
             case t.Let(name, type, op_, note):
-                text = self.operation(type, op_)
+                text = self.operation(name, type, op_)
                 self.types[name] = type
                 if isinstance(op_, t.Iota):
                     self.iotas[name] = op_.base
@@ -159,13 +168,15 @@ class KernelBody:
                 self.w.line(f"{python_name(name)} = {text}", note)
             case t.Store(tensor, index, value, guard, note):
                 axes = self.types[value].names()
-                args = [self.address(tensor, index, axes), python_name(value), *self._mask(guard, axes)]
                 self.w.comment(note)
+                where = self.address(tensor, index, axes, f"{tensor}_{value}")
+                args = [where, python_name(value), *self._mask(guard, axes)]
                 self.w.call("tl.store", args)
             case t.ReduceAdd(tensor, index, value, _, guard, note):
                 axes = self.types[value].names()
-                args = [self.address(tensor, index, axes), python_name(value), *self._mask(guard, axes)]
                 self.w.comment(note)
+                where = self.address(tensor, index, axes, f"{tensor}_{value}")
+                args = [where, python_name(value), *self._mask(guard, axes)]
                 self.w.call("tl.atomic_add", [*args, 'sem="relaxed"'])
             case t.For():
                 self._loop(s)
@@ -263,7 +274,7 @@ class KernelBody:
 
     # --- operations -------------------------------------------------------------------------------------------------
 
-    def operation(self, type: t.Type, o: t.Op) -> str:
+    def operation(self, name: str, type: t.Type, o: t.Op) -> str:
         axes = type.names()
         match o:
             case t.Full(value):
@@ -279,7 +290,7 @@ class KernelBody:
                     return text.text
                 return f"tl.broadcast_to({self.widened(body, axes)}, {self._shape(type)})"
             case t.Load(tensor, index, guard, other):
-                args = [self.address(tensor, index, axes), *self._mask(self._by_lane(guard), axes)]
+                args = [self.address(tensor, index, axes, name), *self._mask(self._by_lane(guard), axes)]
                 fill = [f"other={literal(other)}"] if len(args) > 1 else []
                 return f"tl.load({', '.join([*args, *fill])})"
             case t.Reduce(kind, value, axis):

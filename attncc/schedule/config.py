@@ -52,7 +52,8 @@ def plan(v: Variant, demand: Demand) -> Plan:
         side = 32 if widest <= 128 else 16
         small = _tiles(side, side, 4, 1)
         return Plan(small, _tiles(64, 1, 4, 1), small, small)
-    return _half(widest, v.grouped, demand) if 90 <= v.capability < 120 else _small(widest, demand)
+    table = _half if 90 <= v.capability < 120 else _small
+    return table(widest, v.grouped, demand)
 
 
 def _tiles(rows: int, keys: int, warps: int, stages: int) -> Tiles:
@@ -67,13 +68,13 @@ def _half(widest: int, grouped: bool, demand: Demand) -> Plan:
         rows = _tiles(64, 64, 4, 3)
         return Plan(rows if demand.reads_pairs else _tiles(128, 64, 4, 3), delta, keys, rows)
     if widest <= 128:
-        crowded = grouped or demand.curved or demand.reads_rows
-        keys = _tiles(32, 128, 8, 3) if crowded else _tiles(64, 128, 8, 3)
+        crowded = grouped or demand.curved
+        keys = _tiles(32, 128, 8, 3) if crowded else _tiles(64, 128, 8, 2 if demand.reads_rows else 3)
         return Plan(_tiles(128, 64, 8, 3), delta, keys, _tiles(128, 64, 8, 3))
     return Plan(_tiles(64, 64, 8, 2), delta, _tiles(32, 64, 8, 1), _tiles(64, 32, 8, 1))
 
 
-def _small(widest: int, demand: Demand) -> Plan:
+def _small(widest: int, grouped: bool, demand: Demand) -> Plan:
     """16-bit operands with 100 KB of shared memory, and products of one warp that keep both factors in registers."""
     delta = _tiles(64, 1, 4, 1)
     if widest <= 64:
@@ -81,8 +82,10 @@ def _small(widest: int, demand: Demand) -> Plan:
             return Plan(_tiles(64, 64, 4, 3), delta, _tiles(32, 128, 8, 2), _tiles(64, 32, 4, 3))
         return Plan(_tiles(128, 64, 4, 3), delta, _tiles(32, 128, 8, 2), _tiles(64, 64, 4, 3))
     if widest <= 128:
-        keys = _tiles(32, 64, 8, 2) if demand.reads_rows else _tiles(64, 64, 8, 2)
-        return Plan(_tiles(128, 64, 8, 3), delta, keys, _tiles(64, 32 if demand.reads_pairs else 64, 4, 2))
+        keys = _tiles(32, 64, 8, 2) if demand.reads_rows and grouped else _tiles(64, 64, 8, 2)
+        if demand.reads_pairs:
+            return Plan(_tiles(128, 32, 8, 3), delta, keys, _tiles(64, 32, 4, 2))
+        return Plan(_tiles(128, 64, 8, 3), delta, keys, _tiles(128, 64, 8, 2))
     return Plan(_tiles(64, 32, 4, 2), delta, _tiles(32, 32, 8, 1), _tiles(32, 32, 4, 1))
 
 

@@ -12,6 +12,7 @@ from attncc.passes.differentiate import derivative
 from attncc.schedule.captured import Capture, buffer, captures, collect, table_extents
 from attncc.schedule.config import Demand, Plan, plan
 from attncc.schedule.heads import without_groups
+from attncc.schedule.prune import prune
 from attncc.schedule.runs import Run, run_kernel, tensors, with_runs
 from attncc.schedule.stream import B, G, H, M, N, Problem, varies
 from attncc.schedule.stream_backward import delta_kernel, keys_kernel, queries_kernel
@@ -59,7 +60,7 @@ def _forward(p: Problem, runs: tuple[Run, ...]) -> t.Program:
     if p.normalised:
         steps.append(t.Alloc(_stat(p, "lse")))
     steps.append(t.Launch("forward_kernel"))
-    return t.Program("forward", _inputs(p), _scalars(p), (*scans, kernel), tuple(steps), results)
+    return t.Program("forward", _inputs(p), _scalars(p), tuple(map(prune, (*scans, kernel))), tuple(steps), results)
 
 
 def _backward(p: Problem, runs: tuple[Run, ...]) -> t.Program:
@@ -92,7 +93,7 @@ def _backward(p: Problem, runs: tuple[Run, ...]) -> t.Program:
     extra += [_stat(p, "d_lse")] if p.variant.lse_gradient else []
     inputs = (*_inputs(p), *extra)
     outputs = tuple(f"d_{n}" for n in wanted)
-    return t.Program("backward", inputs, _scalars(p), (*scans, *kernels), tuple(steps), outputs)
+    return t.Program("backward", inputs, _scalars(p), tuple(map(prune, (*scans, *kernels))), tuple(steps), outputs)
 
 
 def _collect(p: Problem, name: str, found: tuple[Capture, ...], buffers: dict[str, t.Tensor]) -> tuple[t.Step, ...]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attncc.expr.build import op
+from attncc.expr.build import conj, op
 from attncc.expr.nodes import Const, Expr, Var
 from attncc.ir.nodes import S
 from attncc.passes.differentiate import derivative
@@ -180,7 +180,7 @@ def _add_pairs(k: Stream, c: Capture, ds: Var) -> None:
         param = k.p.params.get(c.load.tensor)
         at_row = param is not None and param.axes[n].index == "m"
         index.append(k.row if at_row else k.b.value(at, "at"))
-    guard = k.b.lower(op("and", k.guards.row, op("lt", k.key, N)))
+    guard = k.b.lower(conj(k.guards.row, k.guards.key))
     k.b.add(t.ReduceAdd(c.buffer, tuple(index), share.name, "atomic", guard))
 
 

@@ -83,7 +83,8 @@ def cases(heads: int) -> list[Case]:
 def measure(case: Case, batch: int, heads: int, dim: int) -> dict[str, Any]:
     """One row of the table."""
     torch.manual_seed(0)
-    q, k, v = (torch.randn(batch, heads, N, dim, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in "qkv")
+    shape = (batch, heads, N, dim)
+    q, k, v = (torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in "qkv")
     row: dict[str, Any] = {"case": case.name, "B": batch, "H": heads, "N": N, "D": dim}
     start = time.perf_counter()
     attn = attncc.compile(case.spec, **case.constants)
@@ -135,9 +136,12 @@ def main() -> None:
         for case in cases(heads):
             row = measure(case, batch, heads, dim)
             rows.append(row)
+            speeds = "  ".join(
+                f"{name} {row[f'{name}_forward_tflops']:4.0f} / {row[f'{name}_backward_tflops']:4.0f}"
+                for name in ("attncc", "flex", *(["sdpa"] if case.name == "causal" else []))
+            )
             print(
-                f"{case.name:10} D {dim:3}  attncc {row['attncc_forward_tflops']:4.0f} / {row['attncc_backward_tflops']:4.0f}"
-                f"  flex {row['flex_forward_tflops']:4.0f} / {row['flex_backward_tflops']:4.0f}"
+                f"{case.name:10} D {dim:3}  {speeds}"
                 f"  ratio {row['forward_ratio']:.2f} / {row['backward_ratio']:.2f}"
                 f"  first call {row['attncc_first_call_s']:.1f} s  difference {row['difference']:.1e}",
                 flush=True,

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from attncc.driver import analyse
+from attncc.expr.nodes import Const, Expr
 from attncc.ir.nodes import Spec
 from attncc.reference import evaluate
 from attncc.schedule.programs import Pair, stream
@@ -33,11 +34,17 @@ def build(spec: Spec, variant: Variant) -> Pair:
     return stream(Problem(unit.spec, unit.attend, unit.by_row, unit.by_key, variant))
 
 
+def constant(e: Expr) -> int:
+    """The number a literal extent stands for."""
+    assert isinstance(e, Const)
+    return int(e.value)
+
+
 def captured(spec: Spec, sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
     """Random captured tensors of `spec`."""
     out: dict[str, torch.Tensor] = {}
     for p in spec.params:
-        shape = [sizes[a.index] if a.index in sizes else int(a.size.value) for a in p.axes]
+        shape = [sizes[a.index] if a.index in sizes else constant(a.size) for a in p.axes]
         match p.sort:
             case "real":
                 out[p.name] = torch.randn(shape, dtype=torch.float64) * 0.5
