@@ -13,9 +13,12 @@ from attncc.codegen.scalars import CALL, PRODUCT, SUM, TERNARY, UNARY, python_na
 from attncc.codegen.signature import host_scalars, kernel_function
 from attncc.codegen.torch_dots import BLANK, dot
 from attncc.codegen.torch_exprs import Text
-from attncc.codegen.torch_facts import Every, Number, Span, facts, plan, statements
+from attncc.codegen.torch_facts import facts
+from attncc.codegen.torch_kinds import Number, Span
 from attncc.codegen.torch_maps import Maps
 from attncc.codegen.torch_memory import Memory
+from attncc.codegen.torch_places import Every, plan
+from attncc.codegen.torch_reads import statements
 from attncc.codegen.torch_state import Frame, Item, State, Storage, last_reads
 from attncc.codegen.torch_values import misc
 from attncc.codegen.writer import Writer
@@ -25,36 +28,6 @@ from attncc.tile import nodes as t
 
 REDUCE = {"sum": "sum", "max": "amax", "min": "amin", "any": "any", "all": "all"}
 
-STEPS = '''\
-_ROOM = 1 << 18  # elements of a tile for each thread: what its cache holds
-
-
-def _steps(sizes, tile):
-    """How many positions of each batch axis to compute at once, the last axis first."""
-    room, steps = max(1, _ROOM * torch.get_num_threads() // tile), []
-    for size in reversed(sizes):
-        steps.append(max(1, min(size, room)))
-        room = max(1, room // max(1, size))
-    return reversed(steps)
-'''
-
-
-PIECES = '''\
-def _pieces(width, *spans):
-    """The positions of `spans`, each once, as (begin, end) of pieces at most `width` long."""
-    reached = 0
-    for begin, end in sorted(spans):
-        begin = max(begin, reached)
-        for at in range(begin, end, width):
-            yield at, min(at + width, end)
-        reached = max(reached, end)
-'''
-
-PART = '''\
-def _part(room, *shape):
-    """The first elements of `room` in this shape."""
-    return room[: math.prod(shape)].view(shape)
-'''
 
 _WIDE = 1 << 17
 """Elements of a tile worth a call: loops over free ranges take as many neighbouring tiles at once."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attncc.codegen.scalars import CALL, TERNARY, UNARY, literal
 from attncc.codegen.torch_exprs import Text, combine
-from attncc.codegen.torch_facts import Lane, Number, Span
+from attncc.codegen.torch_kinds import Lane, Number, Span
 from attncc.codegen.torch_state import Item, State, Storage
 from attncc.errors import InternalError
 from attncc.expr.build import op

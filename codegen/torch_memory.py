@@ -5,45 +5,16 @@ from __future__ import annotations
 from attncc.codegen.scalars import CALL, PRODUCT, SUM, TERNARY, UNARY, literal, python_name
 from attncc.codegen.signature import host_scalars
 from attncc.codegen.torch_exprs import Text
-from attncc.codegen.torch_facts import ZERO, Along, At, Every, Place, Span, plan, statements
+from attncc.codegen.torch_kinds import ZERO, Span
 from attncc.codegen.torch_maps import Maps
+from attncc.codegen.torch_places import Along, At, Every, Place, plan
+from attncc.codegen.torch_reads import statements
 from attncc.codegen.torch_state import Item, State
 from attncc.expr.build import TRUE
 from attncc.expr.nodes import Expr, Op, free_vars
 from attncc.tile import nodes as t
 
 NARROW = frozenset({"f16", "bf16"})
-
-EACH = '''\
-def _each(x, dim, times):
-    """`x` with every position along `dim` `times` in a row."""
-    return x if times == 1 else x.repeat_interleave(times, dim)
-'''
-
-GATHER = '''\
-def _gather(x, index, guard, other):
-    """x[index] where `guard` holds, `other` elsewhere; an index is never out of range."""
-    if x.numel() == 0:
-        return x.new_full(torch.broadcast_shapes(guard.shape, *(n.shape for n in index)), other)
-    index = tuple(n.clamp(0, size - 1) for n, size in zip(index, x.shape))
-    return torch.where(guard, x[index], other)
-'''
-
-SCATTER = '''\
-def _scatter_add(x, index, guard, value):
-    """x[index] += value where `guard` holds."""
-    if x.numel() and value.numel():
-        index = tuple(n.clamp(0, size - 1) for n, size in zip(index, x.shape))
-        x.index_put_(index, torch.where(guard, value, 0).to(x.dtype), accumulate=True)
-'''
-
-ASSIGN = '''\
-def _scatter(x, index, guard, value):
-    """x[index] = value where `guard` holds."""
-    shape = torch.broadcast_shapes(guard.shape, value.shape, *(n.shape for n in index))
-    keep = guard.expand(shape)
-    x[tuple(n.expand(shape)[keep] for n in index)] = value.expand(shape)[keep].to(x.dtype)
-'''
 
 
 class Memory:
@@ -219,9 +190,3 @@ class Memory:
         if item.tensor:
             return item
         return Item(Text(f"torch.tensor({item.text.at(TERNARY)}, device=device)", CALL, True, "real"))
-
-
-def text_of(helpers: set[str]) -> tuple[str, ...]:
-    """The helper functions of these names."""
-    texts = {"_each": EACH, "_gather": GATHER, "_scatter_add": SCATTER, "_scatter": ASSIGN}
-    return tuple(x for n, x in texts.items() if n in helpers)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from attncc.codegen.host import helpers, print_host
-from attncc.codegen.torch_kernel import PART, PIECES, STEPS, KernelPrinter
-from attncc.codegen.torch_memory import text_of
+from attncc.codegen.torch_helpers import TEXTS
+from attncc.codegen.torch_kernel import KernelPrinter
 from attncc.codegen.writer import Writer
 from attncc.tile.nodes import Program
 
@@ -26,8 +26,8 @@ def print_module(forward: Program, backward: Program | None, title: str) -> str:
     w.line()
     for module in ("math", "torch"):
         w.line(f"import {module}")
-    loops = [text for name, text in (("_steps", STEPS), ("_pieces", PIECES), ("_part", PART)) if name in wanted]
-    for text in (*loops, *text_of(wanted), *helpers(*programs)):
+    mine = [text for name, text in TEXTS.items() if name in wanted]
+    for text in (*mine, *helpers(*programs)):
         w.line()
         w.line()
         w.lines(text)

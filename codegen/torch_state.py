@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 
 from attncc.codegen.scalars import CALL, python_name, spell
 from attncc.codegen.torch_exprs import Text
-from attncc.codegen.torch_facts import Facts, operands
+from attncc.codegen.torch_facts import Facts
+from attncc.codegen.torch_reads import operands
 from attncc.codegen.writer import Writer
 from attncc.expr.nodes import Expr, Sort
 from attncc.tile import nodes as t
