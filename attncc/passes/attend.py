@@ -6,13 +6,12 @@ rewrite: x[f(j - i), h] in a score                      --> x_by_offset[h, j - i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from attncc.expr.build import ivar, op
 from attncc.expr.nodes import Expr, Op, free_vars, rewrite, substitute, walk
 from attncc.ir.nodes import Contract, Let, Load, Normaliser, Spec, Weights
 from attncc.passes.mistakes import NotCompiled
-from attncc.passes.simplify import simplify
 
 I, J, H, N, M = (ivar(x) for x in "ijhNM")
 OFFSET = ivar("o")
@@ -64,25 +63,15 @@ def attend(spec: Spec) -> Attend:
         raise NotCompiled("dropout is not compiled yet", w.span)
     if w.normaliser.kind not in ("ratio", "none") or len(w.keys) != 1:
         raise NotCompiled("this normaliser is not compiled yet", w.span)
-    score, mask = simplify(w.score), simplify(w.mask)
-    normaliser = _simplified(w.normaliser)
-    product = _product(score, spec)
-    score, tables = _tabulate(score)
+    mask, normaliser = w.mask, w.normaliser
+    product = _product(w.score, spec)
+    score, tables = _tabulate(w.score)
     _refuse_other_atoms(score, mask, normaliser, spec)
     return Attend(score, mask, normaliser, product, tables)
 
 
 def _named(s: object) -> str:
     return f"emit {s.name}" if isinstance(s, Let) else f"{getattr(s, 'tensor', 'this')} = ..."
-
-
-def _simplified(n: Normaliser) -> Normaliser:
-    return replace(
-        n,
-        phi=simplify(n.phi),
-        psi=None if n.psi is None else simplify(n.psi),
-        z=None if n.z is None else simplify(n.z),
-    )
 
 
 def _product(score: Expr, spec: Spec) -> Contract:
