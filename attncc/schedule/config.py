@@ -25,6 +25,8 @@ class Plan:
     delta: Tiles
     keys: Tiles
     queries: Tiles
+    fused: bool = False
+    """dK, dV and dQ from one walk: dQ is added in memory, so programs must run one after another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +44,9 @@ class Demand:
 def plan(v: Variant, demand: Demand) -> Plan:
     """The default for a variant."""
     if v.target == "torch":
-        wide = Tiles(256, 512, Config())
-        return Plan(wide, Tiles(1024, 1, Config()), Tiles(256, 256, Config()), Tiles(256, 512, Config()))
+        wide = Tiles(256, 64, Config())
+        fused = v.dtype in ("f32", "f64")
+        return Plan(wide, Tiles(1024, 1, Config()), Tiles(64, 256, Config()), wide, fused)
     widest = max(v.D, v.E)
     staged = all(v.layout(n).aligned and v.layout(n).unit for n in ("q", "k", "v", "d_out"))
     if v.dtype in ("f32", "f64") or not staged:
@@ -71,7 +74,7 @@ def _half(widest: int, grouped: bool, demand: Demand) -> Plan:
         crowded = grouped or demand.curved
         keys = _tiles(32, 128, 8, 3) if crowded else _tiles(64, 128, 8, 2 if demand.reads_rows else 3)
         return Plan(_tiles(128, 64, 8, 3), delta, keys, _tiles(128, 64, 8, 3))
-    return Plan(_tiles(64, 64, 8, 2), delta, _tiles(32, 64, 8, 1), _tiles(64, 32, 8, 1))
+    return Plan(_tiles(64, 64, 8, 2), delta, _tiles(32, 32, 8, 2), _tiles(64, 32, 4, 2))
 
 
 def _small(widest: int, grouped: bool, demand: Demand) -> Plan:
@@ -82,11 +85,11 @@ def _small(widest: int, grouped: bool, demand: Demand) -> Plan:
             return Plan(_tiles(64, 64, 4, 3), delta, _tiles(32, 128, 8, 2), _tiles(64, 32, 4, 3))
         return Plan(_tiles(128, 64, 4, 3), delta, _tiles(32, 128, 8, 2), _tiles(64, 64, 4, 3))
     if widest <= 128:
-        keys = _tiles(32, 64, 8, 2) if demand.reads_rows and grouped else _tiles(64, 64, 8, 2)
+        keys = _tiles(16, 128, 8, 2) if demand.reads_rows and grouped else _tiles(64, 64, 8, 2)
         if demand.reads_pairs:
             return Plan(_tiles(128, 32, 8, 3), delta, keys, _tiles(64, 32, 4, 2))
         return Plan(_tiles(128, 64, 8, 3), delta, keys, _tiles(128, 64, 8, 2))
-    return Plan(_tiles(64, 32, 4, 2), delta, _tiles(32, 32, 8, 1), _tiles(32, 32, 4, 1))
+    return Plan(_tiles(64, 32, 4, 2), delta, _tiles(32, 32, 8, 2), _tiles(32, 32, 4, 2))
 
 
 @dataclass(frozen=True, slots=True)

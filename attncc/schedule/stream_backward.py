@@ -188,7 +188,7 @@ def _add_pairs(k: Stream, c: Capture, ds: Var) -> None:
 
 
 def keys_kernel(p: Problem, tiles: Tiles, wanted: frozenset[str], found: tuple[Capture, ...]) -> t.Kernel:
-    """dK and dV (where wanted), summed over the heads that share them, and the captures of j alone."""
+    """dK, dV (summed over the heads that share them) and dQ, where wanted, and the captures of j alone."""
     k = Stream(p, ("j", "i"))
     k.start("j0", "g", "b")
     j0 = Var("j0", "int")
@@ -228,6 +228,8 @@ def keys_kernel(p: Problem, tiles: Tiles, wanted: frozenset[str], found: tuple[C
         new_dv = k.accumulate(state[len(dk) : len(dk) + len(dv)], known.w, d_out, "i", "dv") if dv else ()
         ds = _score_gradient(k, known, k.product(values, d_out, "dp", "e"))
         new_dk = k.accumulate(state[: len(dk)], _product_gradient(k, ds)[1], q, "i", "dk") if dk else ()
+        if "q" in wanted:
+            _add_queries(k, ds, keys)
         new = (*new_dk, *new_dv)
         for c, total in zip(found, state[len(dk) + len(dv) :], strict=True):
             part = k.b.let("part", k.b.over("j"), t.Reduce("sum", _share(k, c, ds).name, "i"))
@@ -246,6 +248,20 @@ def keys_kernel(p: Problem, tiles: Tiles, wanted: frozenset[str], found: tuple[C
     if dv:
         k.store_matrix("d_v", "e", (b, g), k.key, own, final[len(dk) :])
     return t.Kernel("keys_kernel", key_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
+
+
+def _add_queries(k: Stream, ds: Var, keys: tuple[Var, ...]) -> None:
+    """Adds what a tile of keys gives dQ, laid out channel by query: scores stay key by query."""
+    k.tensors["d_q"] = None
+    factor, dqk = _product_gradient(k, ds)
+    narrow = k.cast(dqk, k.p.variant.dtype)
+    row = k.b.axis("i", k.b.extent("i"))
+    for (c, real, axis), y in zip(k.pieces("d"), keys, strict=True):
+        type = t.Type((axis, row), k.p.real)
+        part = k.b.let("dq", type, t.Dot(y.name, narrow.name, "j", None, k.p.variant.precision))
+        if factor is not None:
+            part = k.b.let("dq", type, t.Map(k.b.lower(op("mul", part, factor))))
+        k.b.add(t.ReduceAdd("d_q", (b, k.head(), k.row, c), part.name, "atomic", conj(k.guards.row, real)))
 
 
 def key_grid(p: Problem, tiles: Tiles) -> tuple[t.GridAxis, ...]:

@@ -131,24 +131,39 @@ def _dots(body: tuple[t.Stmt, ...], known: dict[str, t.Type] | None = None) -> I
                 yield from _dots((*then, *orelse), types)
 
 
-def lanes_compared(loop: t.For) -> list[str]:
-    """The values of a loop's body that compare, and its loads with a guard over the loop's axis or the program's."""
+def multiplies(loop: t.For) -> bool:
+    """Whether there is a Dot in the loop."""
+    return any(isinstance(s, t.Let) and isinstance(s.op, t.Dot) for s in loop.body)
+
+
+def row_loads(loop: t.For) -> int:
+    """Loads of whole rows, or of a number per row: not those of a number for every pair of a row and a key."""
+    lets = [s for s in loop.body if isinstance(s, t.Let) and isinstance(s.op, t.Load)]
+    return sum(not {"i", "j"} <= set(s.type.names()) for s in lets)
+
+
+def predicates(loop: t.For) -> list[str]:
+    """The values of a loop's body that compare along the loop's axis, and what is loaded or stored under a guard
+    that does."""
+    types = {s.name: s.type for s in loop.body if isinstance(s, t.Let)}
+
+    def along(e: Expr) -> bool:
+        return any(v in types and loop.axis in types[v].names() for v in free_vars(e))
+
     found = []
     for s in loop.body:
         match s:
-            case t.Let(name, type, t.Map(body)) if type.axes and _compares(body):
+            case t.Let(name, _, t.Map(body)) if along(body) and any(_compares(n) for n in walk(body)):
                 found.append(name)
-            case t.Let(name, _, t.Load(guard=guard)) if _rows_guarded(guard):
+            case t.Let(name, _, t.Load(guard=guard)) if along(guard):
                 found.append(name)
+            case t.Store(tensor, guard=guard) | t.ReduceAdd(tensor, guard=guard) if along(guard):
+                found.append(tensor)
     return found
 
 
 def _compares(e: Expr) -> bool:
-    return any(isinstance(n, Op) and n.sort == "bool" or isinstance(n, Op) and n.name == "where" for n in walk(e))
-
-
-def _rows_guarded(guard: Expr) -> bool:
-    return any(not (v.startswith(("d", "e")) and v[1:].isdigit()) for v in free_vars(guard))
+    return isinstance(e, Op) and (e.sort == "bool" or e.name == "where")
 
 
 # --- what Triton says -----------------------------------------------------------------------------------------------
@@ -179,5 +194,5 @@ def counted(lines: list[str], *words: str) -> int:
 
 
 def shared_limit(capability: int) -> int:
-    """Bytes of shared memory that a program may have."""
-    return {80: 163 * 1024, 90: 227 * 1024}[capability]
+    """Bytes of shared memory that a program may have; what is compiled for sm_80 also runs on sm_86 and sm_89."""
+    return {80: 99 * 1024, 90: 227 * 1024}[capability]

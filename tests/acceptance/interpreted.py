@@ -37,7 +37,7 @@ def test_unaligned_rows_are_a_variant() -> None:
 
 @pytest.mark.unpoisoned
 def test_offsets_beyond_32_bits() -> None:
-    """Two rows, two batches and two channels, each 2**31 elements and more apart; the memory between is never touched."""
+    """Rows, batches and channels that are 2**31 elements and more apart; the memory between is never touched."""
     far = 2**31 + 8
     buffer = torch.empty(2 * far + 64, dtype=torch.float16)
     base = torch.randn(4 * 16).half()
