@@ -72,7 +72,10 @@ def _half(widest: int, grouped: bool, demand: Demand) -> Plan:
         return Plan(rows if demand.reads_pairs else _tiles(128, 64, 4, 3), delta, keys, rows)
     if widest <= 128:
         crowded = grouped or demand.curved
-        keys = _tiles(32, 128, 8, 3) if crowded else _tiles(64, 128, 8, 2 if demand.reads_rows else 3)
+        tight = demand.curved and grouped
+        keys = _tiles(64, 128, 8, 2 if demand.reads_rows else 3)
+        if crowded:
+            keys = _tiles(32, 128, 8, 2 if tight else 3)
         return Plan(_tiles(128, 64, 8, 3), delta, keys, _tiles(128, 64, 8, 3))
     return Plan(_tiles(64, 64, 8, 2), delta, _tiles(32, 32, 8, 2), _tiles(64, 32, 4, 2))
 

@@ -70,19 +70,21 @@ def _backward(p: Problem, runs: tuple[Run, ...]) -> t.Program:
     of_z = tuple(c for c in found if c.of_z)
     by_key = tuple(c for c in found if c.place == "key" and not c.of_z)
     by_row = tuple(c for c in found if c.place != "key" and not c.of_z)
+    fused = tiles.fused and "q" in wanted and bool({"k", "v"} & set(wanted))
     kernels: list[t.Kernel] = []
     if p.normalised:
         kernels.append(delta_kernel(p, tiles.delta, of_z))
     if {"k", "v"} & set(wanted) or by_key:
-        kernels.append(keys_kernel(p, tiles.keys, frozenset(wanted), by_key))
-    if "q" in wanted or by_row:
-        kernels.append(queries_kernel(p, tiles.queries, "q" in wanted, by_row))
+        kernels.append(keys_kernel(p, tiles.keys, frozenset(wanted) - (frozenset() if fused else {"q"}), by_key))
+    if ("q" in wanted and not fused) or by_row:
+        kernels.append(queries_kernel(p, tiles.queries, "q" in wanted and not fused, by_row))
     scans, before = _scans(p, runs, tuple(kernels))
     steps: list[t.Step] = [*_prologue(p, tuple(kernels)), *before]
     steps += [t.Alloc(_stat(p, name)) for name in ("delta", "log_z")] if p.normalised else []
     for name in wanted:
         if name in ("q", "k", "v"):
-            steps.append(t.Alloc(_tensor(p, f"d_{name}", strided=True), like=name))
+            fill = 0.0 if fused and name == "q" else None
+            steps.append(t.Alloc(_tensor(p, f"d_{name}", strided=True), fill, like=name))
     buffers = {c.buffer: buffer(c, p, (tiles.delta if c.of_z else tiles.queries).rows) for c in found}
     for c in found:
         steps.append(t.Alloc(buffers[c.buffer], 0.0 if c.place == "pair" else None))

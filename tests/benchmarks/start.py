@@ -1,0 +1,58 @@
+"""Times the first call of a spec, cold and from the disk cache: `python -m tests.benchmarks.start`.
+
+Each figure comes from a fresh process with torch and triton already imported and the device's context made. "ready" is
+from `attncc.compile` to a forward whose kernels are loaded; "forward and backward" includes the first launches.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SPECS = Path(__file__).parents[2] / "examples" / "softmax"
+
+CHILD = """
+import json, sys, time, torch, triton
+import attncc
+device = "cuda" if torch.cuda.is_available() else "cpu"
+q, k, v = (torch.randn(1, 8, 1024, 64, device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32,
+                       requires_grad=True) for _ in range(3))
+torch.autograd.grad((q @ k.mT).sum(), (q, k))
+start = time.perf_counter()
+attn = attncc.compile(sys.argv[1])
+with torch.no_grad():
+    attn(q, k, v)
+ready = time.perf_counter() - start
+out = attn(q, k, v)
+out.backward(torch.ones_like(out))
+if device == "cuda":
+    torch.cuda.synchronize()
+print(json.dumps({"ready_ms": 1e3 * ready, "both_ms": 1e3 * (time.perf_counter() - start)}))
+"""
+
+
+def measure(spec: str, cache: str) -> dict[str, float]:
+    """One fresh process."""
+    environment = {**os.environ, "ATTNCC_CACHE": cache}
+    command = [sys.executable, "-c", CHILD, str(SPECS / f"{spec}.attn")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def main() -> None:
+    """Prints cold and warm figures, the best of three warm processes."""
+    for spec in ("causal", "gemma2"):
+        with tempfile.TemporaryDirectory() as cache:
+            cold = measure(spec, cache)
+            warm = min((measure(spec, cache) for _ in range(3)), key=lambda f: f["ready_ms"])
+        print(f"{spec}: cold {cold['both_ms']:.0f} ms forward and backward; warm {warm['ready_ms']:.1f} ms ready,")
+        print(f"  {warm['both_ms']:.1f} ms forward and backward")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Printed Triton modules as text: they parse, fit the page, and no value takes a tensor's name."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from attncc.codegen.triton_printer import print_module
+from attncc.driver import programs
+from attncc.schedule.variant import Layout, Variant
+from attncc.tile.nodes import Dtype
+from tests.support.specs import SPECS
+
+KINDS: dict[str, Dtype] = {"real": "f32", "int": "i64", "bool": "bool"}
+
+
+def module(name: str, dtype: Dtype, *, portable: bool = False, layouts: tuple[tuple[str, Layout], ...] = ()) -> str:
+    """The printed module of one spec."""
+    spec = SPECS[name]
+    captured = tuple((p.name, KINDS[p.sort]) for p in spec.params)
+    gradients = ("q", "k", "v", *(p.name for p in spec.params if p.sort == "real"))
+    pair = programs(spec, Variant("triton", 96, 64, dtype, captured, layouts, gradients))
+    return print_module(pair.forward, pair.backward, name, portable=portable)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f32"])
+@pytest.mark.parametrize("name", sorted(SPECS))
+def test_modules_parse_and_fit_the_page(name: str, dtype: Dtype) -> None:
+    text = module(name, dtype)
+    tree = ast.parse(text)
+    assert max(len(line) for line in text.splitlines()) <= 120
+    defined = [f.name for f in tree.body if isinstance(f, ast.FunctionDef)]
+    assert len(defined) == len(set(defined)) and {"forward", "backward"} <= set(defined)
+
+
+@pytest.mark.parametrize("name", sorted(SPECS))
+def test_no_value_takes_an_arguments_name(name: str) -> None:
+    for f in ast.parse(module(name, "bf16")).body:
+        if not (isinstance(f, ast.FunctionDef) and f.name.endswith("_kernel")):
+            continue
+        args = {a.arg for a in f.args.args}
+        bound = {n.id for n in ast.walk(f) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        assert not args & bound, f.name
+
+
+def test_bfloat16_takes_the_special_function_units_tanh() -> None:
+    assert "tanh.approx.f32" in module("gemma2", "bf16")
+
+
+@pytest.mark.parametrize(("dtype", "portable"), [("f16", False), ("f32", False), ("bf16", True)])
+def test_other_types_and_portable_text_take_an_exponential(dtype: Dtype, portable: bool) -> None:
+    text = module("gemma2", dtype, portable=portable)
+    assert "tanh.approx" not in text and "def _tanh(x):" in text
+
+
+def test_far_strides_are_multiplied_in_64_bits() -> None:
+    text = module("causal", "bf16", layouts=(("k", Layout(near=False)),))
+    assert "k_sj.to(tl.int32)" not in text and "q_si.to(tl.int32)" in text
+
+
+def test_tiles_inside_the_mask_have_no_predicate() -> None:
+    kernel = next(
+        f
+        for f in ast.parse(module("causal", "bf16")).body
+        if isinstance(f, ast.FunctionDef) and f.name == "forward_kernel"
+    )
+    loops = [n for n in kernel.body if isinstance(n, ast.For)]
+    partial, full = (ast.unparse(n) for n in loops)
+    assert "tl.where" in partial and "mask=" in partial
+    assert "tl.where" not in full and "mask=(tl.arange(0, 64) < N" not in full
