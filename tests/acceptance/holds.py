@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import attncc
 from attncc.runtime.attention import Attention
@@ -24,7 +25,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "softmax"
 
 def compiled(name: str, inputs: Inputs, backend: str = "auto") -> Attention:
     """The example `name` with the constants of `inputs`."""
-    return attncc.compile(EXAMPLES / f"{name}.attn", backend=backend, **inputs.constants)
+    constants: dict[str, Any] = dict(inputs.constants)
+    return attncc.compile(EXAMPLES / f"{name}.attn", backend=backend, **constants)
 
 
 def hold(name: str, cell: Cell, *, backend: str = "auto", device: str = "cpu", seed: int = 0) -> dict[str, float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -161,11 +162,11 @@ def hold(case: Case, *, backend: str, device: str = "cpu", seed: int = 0) -> Att
     }
     pairs = {name: view(shape, leaf) for name, (view, shape) in shapes.items()}
     leaves = {name: pair[0] for name, pair in pairs.items()}
-    views = {name: pair[1] for name, pair in pairs.items()}
+    views: dict[str, Any] = {name: pair[1] for name, pair in pairs.items()}
     for name, base in _captured(case, rng).items():
         put = base.to(device)
         leaves[name] = put.requires_grad_() if put.is_floating_point() else put
-        views[name] = case.captured.get(name, lambda x: x)(leaves[name])
+        views[name] = case.captured[name](leaves[name]) if name in case.captured else leaves[name]
     d_out = case.d_out((B, H, M, case.E), leaf)[1].detach()
     attn = attncc.compile(EXAMPLES / f"{case.spec}.attn", backend=backend)
     got = _results(attn(**views), leaves, d_out)

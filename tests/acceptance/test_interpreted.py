@@ -25,7 +25,7 @@ def _run(wanted: str, seed: int) -> None:
 
 @pytest.mark.parametrize("name", SEVEN)
 def test_cells(name: str, seed: int) -> None:
-    _run(f"test_results_and_gradients and {name}-", seed)
+    _run(f"test_results_and_gradients and {name}", seed)
 
 
 @pytest.mark.parametrize("part", ["test_views", "not test_views and not test_results_and_gradients"])
