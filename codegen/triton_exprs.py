@@ -43,11 +43,11 @@ def _tanh(x):
     large = 1.0 - 2.0 / (tl.exp2(2.8853900817779268 * tl.abs(x)) + 1.0)
     return tl.where(tl.abs(x) < 0.25, series, tl.where(x < 0, -large, large))
 ''',
-    "larger": '''\
+    "larger": """\
 @triton.jit
 def _larger(a, b):
     return tl.maximum(a, b)
-''',
+""",
     "expm1": '''\
 @triton.jit
 def _expm1(x):

@@ -33,8 +33,11 @@ def print_module(forward: Program, backward: Program | None, title: str, *, port
     programs = [p for p in (forward, backward) if p is not None]
     kernels = Writer()
     used: set[str] = set()
+    printed: dict[str, Kernel] = {}
     for p in programs:
         for k in p.kernels:
+            if printed.setdefault(k.name, k) == k and k is not printed[k.name]:
+                continue  # both programs launch it
             kernels.line()
             kernels.line()
             used |= print_kernel(kernels, p, k)

@@ -103,7 +103,14 @@ class KernelBody:
         if len(scalars) == 1:
             return scalars[0]
         name = f"{python_name(at_name)}_at"
-        self.w.line(f"{name} = {' + '.join(scalars)}")
+        text = f"{name} = {scalars[0]}"
+        for part in scalars[1:]:
+            if len(text) + len(part) + 3 > self.w.room():
+                self.w.line(text)
+                text = f"{name} += {part}"
+            else:
+                text += f" + {part}"
+        self.w.line(text)
         return name
 
     def _parts(self, at: Expr, axes: tuple[str, ...]) -> tuple[str, str]:
@@ -139,7 +146,7 @@ class KernelBody:
         for n, at in enumerate(index):
             if n:
                 extent = self.scalar(decl.extents[n], PRODUCT + 1)
-                offset = f"({offset}) * {extent}" if " " in offset else f"{offset} * {extent}" if offset else ""
+                offset = f"({offset}) * {extent}" if " + " in offset else f"{offset} * {extent}" if offset else ""
                 vectors = [f"{v} * {extent}" for v in vectors]
             base, local = self._parts(at, axes)
             if base:

@@ -13,6 +13,8 @@ def wrapped(text: str, width: int) -> list[str]:
     """A long statement with the arguments of its longest call on lines of their own; as it is where it has none."""
     if len(text) <= width:
         return [text]
+    if text.startswith("("):
+        return _filled(text, width)
     calls = [(b, e) for b, e in _brackets(text) if b and (text[b - 1].isalnum() or text[b - 1] in "_)]")]
     if not calls:
         return [text]
@@ -21,6 +23,20 @@ def wrapped(text: str, width: int) -> list[str]:
     lone = len(parts) == 1 and (text[begin] == "[" or " for " in parts[0])
     inner = [line for p in parts for line in wrapped(p if lone else f"{p},", width - len(INDENT))]
     return [text[: begin + 1], *(f"{INDENT}{line}" for line in inner), text[end:]]
+
+
+def _filled(text: str, width: int) -> list[str]:
+    """A long tuple with as many parts to a line as fit; as it is where something else stands beside it."""
+    begin, end = _brackets(text)[0]
+    if begin or text[end + 1 :] not in ("", ","):
+        return [text]
+    lines: list[str] = []
+    for part in _split(text[1:end]):
+        if lines and len(lines[-1]) + len(part) + len(INDENT) + 3 <= width:
+            lines[-1] += f", {part}"
+        else:
+            lines.append(part)
+    return ["(", *(f"{INDENT}{line}," for line in lines), text[end:]]
 
 
 def _brackets(text: str) -> list[tuple[int, int]]:
@@ -98,6 +114,10 @@ class Writer:
         finally:
             self._depth -= 1
 
+    def room(self) -> int:
+        """How many columns are left at this depth."""
+        return WIDTH - len(INDENT) * self._depth
+
     def deeper(self) -> None:
         """What follows is indented by one more."""
         self._depth += 1
@@ -115,7 +135,7 @@ class Writer:
         self.line(f"{target}(")
         self._depth += 1
         for arg in args:
-            self.line(f"{arg},")
+            self._lines += [f"{INDENT * self._depth}{part}" for part in wrapped(f"{arg},", self.room())]
         self._depth -= 1
         self.line(f"){tail}")
 

@@ -50,7 +50,8 @@ def test_a_spec_without_arrays_is_left_alone() -> None:
 
 def test_fused_arrays_get_their_gradients() -> None:
     torch.manual_seed(0)
-    inputs: dict[str, Any] = {n: torch.randn(1, 2, 40, 8, dtype=torch.float64, requires_grad=True) for n in ("q", "k", "v")}
+    shape = (1, 2, 40, 8)
+    inputs: dict[str, Any] = {n: torch.randn(shape, dtype=torch.float64, requires_grad=True) for n in ("q", "k", "v")}
     inputs["a"] = torch.randn(1, 2, 40, dtype=torch.float64, requires_grad=True)
     inputs["w"] = torch.randn(2, dtype=torch.float64, requires_grad=True)
     results = []
