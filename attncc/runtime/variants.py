@@ -70,13 +70,27 @@ def _layouts(face: Interface, named: tuple[tuple[str, Tensor], ...]) -> tuple[tu
 
 def result_like(tensor: Tensor, channels: int) -> Tensor:
     """A tensor without storage that has the strides of what printed programs allocate like `tensor`."""
+    shape = (*tensor.shape[:3], channels)
     like = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
     if channels == tensor.shape[3]:
-        return torch.empty_like(like)
+        return like if _dense(tensor) else torch.empty_like(like)
     names: dict[str, Any] = {"torch": torch}
     exec(import_module("attncc.codegen.helpers").EMPTY_ORDERED, names)
-    made: Tensor = names["_empty_ordered"](like, (*tensor.shape[:3], channels), tensor.dtype)
+    made: Tensor = names["_empty_ordered"](like, shape, tensor.dtype)
     return made
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Whether the elements fill a block of memory, in any order of axes: `empty_like` keeps such strides.
+
+    Asked here because `empty_like` of a tensor without storage imports sympy, half a second of a first call.
+    """
+    expected = 1
+    for step, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1):
+        if step != expected:
+            return False
+        expected *= size
+    return tensor.numel() > 0
 
 
 def layout_of(tensor: Tensor, walked: tuple[int, ...] = (2, 3)) -> Layout:
