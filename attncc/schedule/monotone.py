@@ -10,24 +10,35 @@ from attncc.ir.nodes import Load
 Direction = Literal[-1, 0, 1]
 
 
-def direction(e: Expr, index: str) -> Direction | None:
-    """1 if `e` never falls as `index` grows, -1 if it never rises, 0 if it ignores it, None if unknown."""
+def direction(e: Expr, index: str, rising: frozenset[str] = frozenset()) -> Direction | None:
+    """1 if `e` never falls as `index` grows, -1 if it never rises, 0 if it ignores it, None if unknown.
+
+    `rising` names the tensors whose values never fall along their last axis.
+    """
+
+    def way(x: Expr) -> Direction | None:
+        return direction(x, index, rising)
+
     if index not in free_vars(e):
         return 0
     match e:
         case Var():
             return 1
         case Op("add" | "min" | "max", (a, b)):
-            return _both(direction(a, index), direction(b, index))
+            return _both(way(a), way(b))
         case Op("sub", (a, b)):
-            return _both(direction(a, index), _flipped(direction(b, index)))
+            return _both(way(a), _flipped(way(b)))
         case Op("neg", (a,)):
-            return _flipped(direction(a, index))
+            return _flipped(way(a))
         case Op("mul", (Const(int(c)), a)) | Op("mul", (a, Const(int(c)))):
-            return direction(a, index) if c >= 0 else _flipped(direction(a, index))
+            return way(a) if c >= 0 else _flipped(way(a))
         case Op("floordiv", (a, Const(int(c)))) if c > 0:
-            return direction(a, index)
-        case Load() | _:
+            return way(a)
+        case Op("where", (condition, a, b)) if index not in free_vars(condition):
+            return _both(way(a), way(b))
+        case Load(tensor, (*lead, last)) if tensor in rising and all(index not in free_vars(x) for x in lead):
+            return way(last)
+        case _:
             return None
 
 

@@ -31,6 +31,8 @@ class Rows:
     last: Expr
     valid: Expr
     axis: str
+    rising: frozenset[str] = frozenset()
+    """Tensors whose values never fall along it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +80,16 @@ def _one(b: Builder, a: Alternative, rows: Rows, cut: Cut) -> Visits:
 
 
 def _visited(b: Builder, a: Alternative, rows: Rows, cut: Cut) -> tuple[Expr, Expr]:
-    some = a.rows if a.rows is TRUE else conj(a.rows, op("lt", a.lower, a.upper))
-    lo = simplify(_floor(_extreme(b, a.lower, rows, "min", some), cut))
-    hi = simplify(_ceil(_extreme(b, a.upper, rows, "max", some), cut))
+    lo = simplify(_floor(_extreme(b, a.lower, rows, "min", _some(a, rows)), cut))
+    hi = simplify(_ceil(_extreme(b, a.upper, rows, "max", _some(a, rows)), cut))
     return b.value(lo, "begin") if not isinstance(lo, Const) else lo, b.value(hi, "end")
+
+
+def _some(a: Alternative, rows: Rows) -> Expr:
+    """Where a row has keys, as far as a vector of rows is looked at for it."""
+    if a.rows in (TRUE, op("le", 0, ivar(rows.index))):
+        return a.rows
+    return conj(a.rows, op("lt", a.lower, a.upper))
 
 
 def _union(b: Builder, alternatives: tuple[Alternative, ...], rows: Rows, cut: Cut) -> tuple[t.Interval, ...]:
@@ -123,10 +131,14 @@ def _extreme(b: Builder, e: Expr, rows: Rows, which: Which, condition: Expr, sur
 
     With `sure`, a valid row at which it fails gives the value that empties the full interval instead.
     """
-    way = direction(e, rows.index)
-    if way is not None and condition is TRUE:
-        at_first = (which == "min") == (way == 1)
-        return substitute(e, {ivar(rows.index): rows.first if at_first else rows.last})
+    way = direction(e, rows.index, rows.rising)
+    after_start = op("le", 0, ivar(rows.index))
+    if way is not None and condition in (TRUE, after_start):
+        position = rows.first if (which == "min") == (way == 1) else rows.last
+        if condition is TRUE:
+            return substitute(e, {ivar(rows.index): position})
+        value = substitute(e, {ivar(rows.index): op("max", position, 0)})
+        return op("where", op("le", 0, rows.first), value, FAR if which == "max" else -FAR) if sure else value
     neutral = FAR if which == "min" else -FAR
     if sure:
         e = op("where", condition, e, -neutral)

@@ -1,10 +1,13 @@
 """Runs of equal ids, by kernels: the derived arrays that the bounds of packed documents read.
 
-rewrite: x_first[.., n]  --> x_run_first[.., n] where x is sorted, else 0
-rewrite: x_last[.., n]   --> x_run_last[.., n] where x is sorted, else N - 1
+rewrite: x_first[.., n]      --> x_run_first[.., n] where x is sorted, else 0
+rewrite: x_last[.., n]       --> x_run_last[.., n] where x is sorted, else N - 1
+rewrite: x_run_first[.., n]  --> x_run_first[.., n] where x is sorted, else N
+rewrite: x_run_last[.., n]   --> x_run_last[.., n] where x is sorted, else -1
 
-In sorted ids a value's positions are one run, so one scan along the axis gives all that the bounds need; ids that are
-not sorted keep sound bounds that reach to the ends. A program scans one row of ids from one end to the other.
+In sorted ids a value's positions are one run, so one scan along the axis gives all that the bounds need, and what it
+gives never falls: a tile's extremes are its values at the tile's ends. Ids that are not sorted keep sound bounds: every
+tile is visited and none is taken to need no predicate. A program scans one row of ids from one end to the other.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from attncc.expr.build import conj, ivar, op
 from attncc.expr.nodes import Const, Expr, Var, rewrite
 from attncc.ir.nodes import Load
 from attncc.passes.bounds import Alternative, Bounds
+from attncc.passes.bounds.derived import Kind
 from attncc.schedule.builder import Builder
 from attncc.schedule.stream import B, G, H, N, Problem
 from attncc.tile import nodes as t
@@ -43,7 +47,8 @@ class Run:
 def with_runs(p: Problem) -> tuple[Problem, tuple[Run, ...]]:
     """`p` with bounds that read runs alone, and the scans that make them."""
     by_row, by_key = _rewritten(p.by_row), _rewritten(p.by_key)
-    return replace(p, by_row=by_row, by_key=by_key), _scans(p)
+    runs = _scans(p)
+    return replace(p, by_row=by_row, by_key=by_key, rising=rising(runs)), runs
 
 
 def _scans(p: Problem) -> tuple[Run, ...]:
@@ -52,10 +57,9 @@ def _scans(p: Problem) -> tuple[Run, ...]:
         wanted.setdefault(d.tensor, set()).add(d.kind)
     runs: list[Run] = []
     for source, kinds in wanted.items():
-        flagged = bool(kinds & {"first", "last"})
         forwards, backwards = bool(kinds & {"first", "run_first"}), bool(kinds & {"last", "run_last"})
-        runs += [Run(source, False, flagged)] if forwards else []
-        runs += [Run(source, True, flagged and not forwards)] if backwards else []
+        runs += [Run(source, False, True)] if forwards else []
+        runs += [Run(source, True, not forwards)] if backwards else []
     return tuple(runs)
 
 
@@ -68,10 +72,8 @@ def _rewritten(bounds: Bounds) -> Bounds:
                 d = names[tensor]
                 last = d.kind.endswith("last")
                 run = Load(f"{d.tensor}_run_{'last' if last else 'first'}", index, sort)
-                if d.kind.startswith("run"):
-                    return run
                 flag = Load(f"{d.tensor}_sorted", index[:-1], "int")
-                return op("where", op("lt", 0, flag), run, op("sub", N, 1) if last else 0)
+                return op("where", op("lt", 0, flag), run, _otherwise(d.kind))
             case _:
                 return None
 
@@ -81,6 +83,24 @@ def _rewritten(bounds: Bounds) -> Bounds:
         return replace(a, lower=lower, upper=upper, rows=rows, full_lower=full_lower, full_upper=full_upper)
 
     return replace(bounds, alternatives=tuple(one(a) for a in bounds.alternatives), aux=())
+
+
+def _otherwise(kind: Kind) -> Expr:
+    """What ids without an order give: the widest outer and the emptiest inner interval."""
+    match kind:
+        case "first":
+            return Const(0, "int")
+        case "last":
+            return op("sub", N, 1)
+        case "run_first":
+            return N
+        case "run_last":
+            return Const(-1, "int")
+
+
+def rising(runs: tuple[Run, ...]) -> frozenset[str]:
+    """The arrays whose values never fall, as far as they are read."""
+    return frozenset(run.out for run in runs)
 
 
 def tensors(run: Run, p: Problem) -> tuple[t.Tensor, ...]:

@@ -42,6 +42,8 @@ class Problem:
     by_key: Bounds
     """Queries that see a key."""
     variant: Variant
+    rising: frozenset[str] = frozenset()
+    """Derived arrays whose values never fall along the keys."""
 
     @property
     def params(self) -> dict[str, Param]:
@@ -205,6 +207,8 @@ class Stream:
                 guards.append(op("le", 0, at))
                 guards.append(op("lt", at, N))
         names = frozenset(v for at in e.index for v in free_vars(at))
+        if e.tensor in self.p.rising and not names & {"i", "j"}:  # read at the end of a tile
+            guards += [op("le", 0, e.index[-1]), op("lt", e.index[-1], N)]
         guards += [self.guards.row] if "i" in names else []
         guards += [self.guards.key] if "j" in names else []
         guard = builder.lower(conj(*guards))

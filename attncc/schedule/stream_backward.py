@@ -201,7 +201,7 @@ def keys_kernel(p: Problem, tiles: Tiles, wanted: frozenset[str], found: tuple[C
     dk = k.zeros("dk", "j", "d") if "k" in wanted else ()
     dv = k.zeros("dv", "j", "e") if "v" in wanted else ()
     last = op("sub", op("min", op("add", j0, tiles.keys), N), 1)
-    rows = Rows("j", j0, last, own, "j")
+    rows = Rows("j", j0, last, own, "j", p.rising)
 
     def head(number: Var, state: tuple[Var, ...]) -> tuple[Var, ...]:
         if p.variant.grouped:

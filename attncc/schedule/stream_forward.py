@@ -37,7 +37,7 @@ def row_program(k: Stream, tiles: Tiles) -> Rows:
     k.b.axis("j", tiles.keys)
     k.guards = Guards(row=op("lt", k.row, M))
     last = op("sub", op("min", op("add", i0, tiles.rows), M), 1)
-    return Rows("i", op("add", i0, k.shift), op("add", last, k.shift), k.guards.row, "i")
+    return Rows("i", op("add", i0, k.shift), op("add", last, k.shift), k.guards.row, "i", k.p.rising)
 
 
 def forward_kernel(p: Problem, tiles: Tiles) -> t.Kernel:
