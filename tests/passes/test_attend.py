@@ -1,0 +1,55 @@
+"""What the streaming schedules take, what they refuse and where, and what moves to a table by offset."""
+
+from __future__ import annotations
+
+import pytest
+
+from attncc.driver import analyse
+from attncc.grammar import parse
+from attncc.ir.nodes import Contract, Load
+from attncc.passes.mistakes import NotCompiled
+from tests.support.specs import SPECS
+
+REFUSED = {
+    "stick": "out = stick(q @ k where j < i) @ v",
+    "entmax": "out = entmax(q @ k where j <= i, alpha = 1.5) @ v",
+    "dropout": "out = dropout(softmax(q @ k where j <= i), 0.1) @ v",
+    "two weights": "let a = softmax(q @ k where j <= i)\n    let c = softmax(2 * q @ k)\n    out = (a - c) @ v",
+    "two products": "out = softmax(q[:8] @ k[:8] + 2 * (q[8:] @ k[8:])) @ v",
+    "a factor behind": "out = 2 * (softmax(q @ k) @ v)",
+    "a new key": "k = k * 2\n    out = softmax(q @ k) @ v",
+}
+
+
+@pytest.mark.parametrize("body", REFUSED.values(), ids=REFUSED)
+def test_refusals_name_their_place(body: str) -> None:
+    spec = parse(f"attention x:\n    {body}\n")
+    with pytest.raises(NotCompiled) as caught:
+        analyse(spec, 16, 16)
+    assert caught.value.diagnostic.span is not None
+    assert caught.value.diagnostic.code == "E450"
+
+
+@pytest.mark.parametrize("name", sorted(SPECS))
+def test_the_product_is_found(name: str) -> None:
+    found = analyse(SPECS[name], 64, 64).attend
+    assert found is not None
+    match found.product:
+        case Contract(Load("q"), Load("k")):
+            pass
+        case other:
+            pytest.fail(repr(other))
+
+
+def test_buckets_of_a_distance_become_a_table() -> None:
+    found = analyse(SPECS["t5"], 64, 64).attend
+    assert found is not None
+    (table,) = found.tables
+    assert (table.source, table.axes) == ("table", ("h",))
+    assert [x.tensor for x in found.captured] == [table.name]
+
+
+def test_other_reads_stay_where_they_are() -> None:
+    found = analyse(SPECS["alibi"], 64, 64).attend
+    assert found is not None
+    assert found.tables == () and [x.tensor for x in found.captured] == ["slope"]
