@@ -320,5 +320,5 @@ Turn = Callable[[Var, tuple[Var, ...]], tuple[Var, ...]]
 
 
 def varies(e: Expr) -> bool:
-    """Whether an expression of the Spec IR depends on the query, the key or their product."""
-    return any(isinstance(n, Contract) or n in (i, j) for n in walk(e))
+    """Whether an expression of the Spec IR depends on the query, the key, their product, or the head that is walked."""
+    return any(isinstance(n, Contract) or n in (i, j, h) for n in walk(e))
