@@ -108,7 +108,7 @@ def test_torch_modules_work_alone(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_triton_modules_work_alone(cli: Cli, tmp_path: Path) -> None:
     paths = []
-    for name in ("gpt_oss", "packed_documents"):
+    for name in SEVEN:
         paths.append(tmp_path / f"{name}_triton.py")
         options = ["--target", "triton,torch", "--dims", "D=16", "--dtype", "f32"]
         assert cli("emit", EXAMPLES / f"{name}.attn", "-o", tmp_path / f"{name}.py", *options).exit_code == 0

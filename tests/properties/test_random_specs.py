@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -155,7 +156,8 @@ def close(d: Drawn, name: str, got: torch.Tensor) -> None:
 @pytest.mark.parametrize("seed", range(60))
 def test_random_spec_on_the_torch_backend(seed: int) -> None:
     d = drawn(seed)
-    out = attncc.compile(d.text, backend="torch")(**d.inputs)
+    given: dict[str, Any] = dict(d.inputs)
+    out = attncc.compile(d.text, backend="torch")(**given)
     close(d, "out", out)
     gradients = torch.autograd.grad(out, [d.inputs[n] for n in d.reals], d.cotangent)
     for name, g in zip(d.reals, gradients, strict=True):
