@@ -17,7 +17,26 @@ from attncc.expr.nodes import Const, Expr, Op, Var, walk
 TERNARY, OR, AND, NOT, COMPARE, BITOR, BITAND, SUM, PRODUCT, UNARY, POWER, CALL = range(12)
 """Python's binding strengths, weakest first."""
 
-RESERVED = frozenset({"torch", "math", "inf", "device", "_launch", "print", "min", "max", "abs", "range", "len"})
+RESERVED = frozenset(
+    {
+        "torch",
+        "math",
+        "inf",
+        "device",
+        "_launch",
+        "print",
+        "min",
+        "max",
+        "abs",
+        "range",
+        "len",
+        "rest",
+        "tiles",
+        "tl",
+        "triton",
+        "gl",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from attncc.expr.build import ivar, op
 from attncc.expr.nodes import Expr, Op, free_vars, rewrite, substitute, walk
-from attncc.ir.nodes import Contract, Let, Load, Normaliser, Spec, Weights
-from attncc.passes.mistakes import NotCompiled
+from attncc.ir.nodes import Contract, Let, Load, Normaliser, S, Spec, Weights
+from attncc.passes.mistakes import NotCompiled, TakenName
 
 I, J, H, N, M = (ivar(x) for x in "ijhNM")
 OFFSET = ivar("o")
@@ -49,6 +49,7 @@ class Attend:
 
 def attend(spec: Spec) -> Attend:
     """The attention `spec` computes; NotCompiled where it is not one weighted sum over the keys."""
+    _check_names(spec)
     for s in spec.statements:
         if not (isinstance(s, Let) and not s.emitted):
             raise NotCompiled(f"`{_named(s)}` is not compiled yet", s.span)
@@ -68,6 +69,18 @@ def attend(spec: Spec) -> Attend:
     score, tables = _tabulate(w.score)
     _refuse_other_atoms(score, mask, normaliser, spec)
     return Attend(score, mask, normaliser, product, tables)
+
+
+def _check_names(spec: Spec) -> None:
+    results = {"q", "k", "v", "out", "lse", *(p.name for p in spec.params)}
+    taken = {"lse", *(f"d_{name}" for name in results)}
+    declared = [(x.name, x.span) for x in spec.params] + [(x.name, x.span) for x in spec.constants]
+    for name, span in declared:
+        if name in taken:
+            raise TakenName(f"`{name}` is the name of a result", span, hint="give the parameter another name")
+    for c in spec.constants:
+        if c.name == S.name:
+            raise TakenName(f"`{c.name}` is what a normaliser calls its score", c.span, hint="give it another name")
 
 
 def _named(s: object) -> str:

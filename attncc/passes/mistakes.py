@@ -15,3 +15,15 @@ class NotCompiled(SpecError):
     """
 
     code: ClassVar[str] = "E450"
+
+
+class TakenName(SpecError):
+    """A parameter has a name that results and gradients of every compiled spec have.
+
+        attention x(lse: real[h]):      # `lse` is a result; call the parameter something else
+
+    Taken are `lse`, for constants `s`, and, behind `d_`, the names of everything a gradient is given for: d_q, d_k,
+    d_v, d_out, d_lse and d_NAME for a parameter NAME.
+    """
+
+    code: ClassVar[str] = "E451"

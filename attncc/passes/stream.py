@@ -11,12 +11,12 @@ import math
 
 from attncc.expr.build import op, rvar
 from attncc.expr.nodes import Const, Expr, Op, free_vars, substitute
-from attncc.ir.nodes import Load, S
+from attncc.ir.nodes import S
 from attncc.passes.mistakes import NotCompiled
 
-X = rvar("x")
+X = rvar("log2 score")
 """The score in base-two units, s * log2(e)."""
-SHIFT = rvar("shift")
+SHIFT = rvar("log2 shift")
 """What is subtracted from x: a running maximum, or the saved log2 of Z."""
 LOG2E = math.log2(math.e)
 LN2 = math.log(2.0)
@@ -66,10 +66,3 @@ def is_exponential(e: Expr) -> bool:
             return a is S
         case _:
             return False
-
-
-def loads(e: Expr) -> tuple[Load, ...]:
-    """Every Load under `e`, each once."""
-    from attncc.expr.nodes import walk
-
-    return tuple(n for n in walk(e) if isinstance(n, Load))

@@ -80,7 +80,7 @@ def _backward(p: Problem, runs: tuple[Run, ...]) -> t.Program:
         kernels.append(queries_kernel(p, tiles.queries, "q" in wanted and not fused, by_row))
     scans, before = _scans(p, runs, tuple(kernels))
     steps: list[t.Step] = [*_prologue(p, tuple(kernels)), *before]
-    steps += [t.Alloc(_stat(p, name)) for name in ("delta", "log_z")] if p.normalised else []
+    steps += [t.Alloc(_stat(p, name)) for name in map(p.own, ("delta", "log_z"))] if p.normalised else []
     for name in wanted:
         if name in ("q", "k", "v"):
             fill = 0.0 if fused and name == "q" else None

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from attncc.expr.build import TRUE, conj, ivar, op
-from attncc.expr.nodes import Const, Expr, substitute
+from attncc.expr.nodes import Const, Expr, substitute, walk
+from attncc.ir.nodes import Load
 from attncc.passes.bounds import Alternative, Bounds
 from attncc.passes.simplify import simplify
 from attncc.schedule.builder import Builder
@@ -135,10 +136,12 @@ def _extreme(b: Builder, e: Expr, rows: Rows, which: Which, condition: Expr, sur
     after_start = op("le", 0, ivar(rows.index))
     if way is not None and condition in (TRUE, after_start):
         position = rows.first if (which == "min") == (way == 1) else rows.last
-        if condition is TRUE:
-            return substitute(e, {ivar(rows.index): position})
-        value = substitute(e, {ivar(rows.index): op("max", position, 0)})
-        return op("where", op("le", 0, rows.first), value, FAR if which == "max" else -FAR) if sure else value
+        if condition is after_start:
+            position = op("max", position, 0)
+        value = substitute(e, {ivar(rows.index): position})
+        if sure and condition is after_start:
+            value = op("where", op("le", 0, rows.first), value, FAR if which == "max" else -FAR)
+        return b.value(value, "bound") if any(isinstance(n, Load) for n in walk(value)) else value
     neutral = FAR if which == "min" else -FAR
     if sure:
         e = op("where", condition, e, -neutral)

@@ -65,6 +65,13 @@ class Problem:
         n = self.attend.normaliser
         return n.psi is not None and is_exponential(n.phi) and is_exponential(n.psi)
 
+    def own(self, name: str) -> str:
+        """A name of the schedule's own, out of the way of the spec's."""
+        taken = {x.name for x in self.spec.params} | {x.name for x in self.spec.constants}
+        while name in taken:
+            name += "_"
+        return name
+
     def capture_dtype(self, name: str) -> t.Dtype:
         """The element type of a captured, tabulated or derived tensor."""
         dtypes = dict(self.variant.captured)
@@ -90,7 +97,7 @@ class Stream:
         self.row = ivar("r")
         self.split = {"d": channels(p.variant.D, p.variant), "e": channels(p.variant.E, p.variant)}
         self.tensors: dict[str, None] = {}
-        own = ("q", "k", "v", "out", "lse", "delta", "log_z")
+        own = ("q", "k", "v", "out", "lse", p.own("delta"), p.own("log_z"))
         captured = (*(x.name for x in p.spec.params), *(x.name for x in p.attend.tables))
         kinds = ("first", "last", "run_first", "run_last", "sorted")
         derived = tuple(f"{x.name}_{kind}" for x in p.spec.params for kind in kinds)
@@ -110,13 +117,15 @@ class Stream:
             head = op("floordiv", h, op("floordiv", H, G)) if self.p.variant.grouped else h
             self.b.bindings[g] = self.b.value(head, "g", "the kv head of this head")
         self.shift = self.b.value(op("sub", N, M), "shift", "keys before the first query")
-        for prefix, split in self.split.items():
-            self._channels(prefix, split)
+        self.channels = {prefix: self._channels(prefix, split) for prefix, split in self.split.items()}
 
-    def _channels(self, prefix: str, split: Channels) -> None:
+    def _channels(self, prefix: str, split: Channels) -> tuple[Var, ...]:
+        found = []
         for n, (offset, extent, _) in enumerate(split.pieces):
             axis = self.b.axis(f"{prefix}{n}", extent)
-            self.b.let(f"{prefix}{n}", t.Type((axis,), "i32"), t.Iota(Const(offset, "int")), "channels")
+            type = t.Type((axis,), "i32")
+            found.append(self.b.let(f"{prefix}{n}", type, t.Iota(Const(offset, "int")), "channels"))
+        return tuple(found)
 
     def rows(self, base: Var, extent: int) -> None:
         """The rows of a tile from `base`, and their positions among the keys."""
@@ -140,8 +149,9 @@ class Stream:
         """(index, guard of its real channels, axis) of each piece of a channel axis."""
         out = []
         for n, (offset, extent, real) in enumerate(self.split[prefix].pieces):
-            c = ivar(f"{prefix}{n}")
-            out.append((c, op("lt", c, offset + real) if real < extent else TRUE, t.Axis(c.name, extent)))
+            c = self.channels[prefix][n]
+            inside = op("lt", c, offset + real) if real < extent else TRUE
+            out.append((c, inside, t.Axis(f"{prefix}{n}", extent)))
         return tuple(out)
 
     def matrix(self, tensor: str, prefix: str, lead: tuple[Expr, ...], at: Expr, guard: Expr) -> tuple[Var, ...]:
@@ -208,7 +218,7 @@ class Stream:
                 guards.append(op("lt", at, N))
         names = frozenset(v for at in e.index for v in free_vars(at))
         if e.tensor in self.p.rising and not names & {"i", "j"}:  # read at the end of a tile
-            guards += [op("le", 0, e.index[-1]), op("lt", e.index[-1], N)]
+            guards += [op("le", 0, index[-1]), op("lt", index[-1], N)]
         guards += [self.guards.row] if "i" in names else []
         guards += [self.guards.key] if "j" in names else []
         guard = builder.lower(conj(*guards))

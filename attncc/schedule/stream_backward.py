@@ -44,11 +44,11 @@ def delta_kernel(p: Problem, tiles: Tiles, of_z: tuple[Capture, ...]) -> t.Kerne
     assert total is not None
     if p.variant.lse_gradient:
         total = k.b.value(op("sub", total, k.stat("d_lse", "d_lse")), "delta", "less the gradient of lse")
-    k.store_stat("delta", total)
+    k.store_stat(p.own("delta"), total)
     lse = k.stat("lse", "lse")
     finite = op("where", op("eq", lse, NEVER), ZERO, op("mul", lse, LOG2E))
     log_z = k.b.value(finite, "log_z", "log2 of Z, 0 in rows without a key")
-    k.store_stat("log_z", log_z)
+    k.store_stat(p.own("log_z"), log_z)
     for c in of_z:
         f = k.weight(c.factor, total, log_z, None, "dz")
         share = op("where", op("eq", lse, NEVER), ZERO, op("neg", op("mul", f, total)))
@@ -79,7 +79,7 @@ def _scores(k: Stream, s: Var, allowed: Expr | None) -> Scores:
     if not k.p.normalised:
         return Scores(k.plain(n.phi, score, allowed, "w"), score, None, None, allowed)
     x = k.log_score(score, allowed)
-    log_z = k.stat("log_z", "log_z")
+    log_z = k.stat(k.p.own("log_z"), "log_z")
     return Scores(k.weight(n.phi, x, log_z, allowed, "w"), score, x, log_z, allowed)
 
 
@@ -90,7 +90,7 @@ def _score_gradient(k: Stream, known: Scores, dp: Var) -> Var:
     if n.psi is None:
         return k.b.value(op("mul", k.plain(d_phi, known.score, known.allowed, "slope"), dp), "ds")
     assert known.x is not None and known.log_z is not None
-    delta = k.stat("delta", "delta")
+    delta = k.stat(k.p.own("delta"), "delta")
     if k.p.exponential:
         return k.b.value(op("mul", known.w, op("sub", dp, delta)), "ds")
     phi = k.weight(d_phi, known.x, known.log_z, known.allowed, "d_phi")
@@ -166,7 +166,7 @@ def _store_rows(k: Stream, c: Capture, per_row: Var, tile: int) -> None:
         return
     valid = k.b.value(op("where", k.guards.row, per_row, ZERO), "share")
     total = k.b.let("total", t.Type((), k.p.real), t.Reduce("sum", valid.name, "i"))
-    number = op("floordiv", Var("i0", "int"), tile)
+    number = op("floordiv", Var(k.p.own("i0"), "int"), tile)
     k.b.add(t.Store(c.buffer, (b, h, k.b.value(number, "tile")), total.name))
 
 
@@ -190,8 +190,8 @@ def _add_pairs(k: Stream, c: Capture, ds: Var) -> None:
 def keys_kernel(p: Problem, tiles: Tiles, wanted: frozenset[str], found: tuple[Capture, ...]) -> t.Kernel:
     """dK, dV (summed over the heads that share them) and dQ, where wanted, and the captures of j alone."""
     k = Stream(p, ("j", "i"))
-    k.start("j0", "g", "b")
-    j0 = Var("j0", "int")
+    j0 = Var(p.own("j0"), "int")
+    k.start(j0.name, "g", "b")
     k.keys(j0, tiles.keys)
     k.b.axis("i", tiles.rows)
     own = op("lt", k.key, N)
@@ -269,7 +269,7 @@ def key_grid(p: Problem, tiles: Tiles) -> tuple[t.GridAxis, ...]:
     ends = p.by_key.alternatives
     heavy = bool(ends) and all(direction(a.upper, "j") == 1 and direction(a.lower, "j") == 0 for a in ends)
     return (
-        t.GridAxis("j0", N, "tile", tiles.keys, "j", descending=heavy),
+        t.GridAxis(p.own("j0"), N, "tile", tiles.keys, "j", descending=heavy),
         t.GridAxis("g", G, "batch"),
         t.GridAxis("b", B, "batch"),
     )

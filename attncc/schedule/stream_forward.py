@@ -23,7 +23,7 @@ def row_grid(p: Problem, tiles: Tiles) -> tuple[t.GridAxis, ...]:
     ends = p.by_row.alternatives
     heavy = bool(ends) and all(direction(a.upper, "i") == 1 and direction(a.lower, "i") == 0 for a in ends)
     return (
-        t.GridAxis("i0", M, "tile", tiles.rows, "i", descending=heavy),
+        t.GridAxis(p.own("i0"), M, "tile", tiles.rows, "i", descending=heavy),
         t.GridAxis("h", H, "batch"),
         t.GridAxis("b", B, "batch"),
     )
@@ -31,8 +31,8 @@ def row_grid(p: Problem, tiles: Tiles) -> tuple[t.GridAxis, ...]:
 
 def row_program(k: Stream, tiles: Tiles) -> Rows:
     """Starts a program that owns a tile of queries; what the bounds need to know of its rows."""
-    k.start("i0", "h", "b")
-    i0 = Var("i0", "int")
+    i0 = Var(k.p.own("i0"), "int")
+    k.start(i0.name, "h", "b")
     k.rows(i0, tiles.rows)
     k.b.axis("j", tiles.keys)
     k.guards = Guards(row=op("lt", k.row, M))

@@ -7,7 +7,7 @@ import pytest
 from attncc.driver import analyse
 from attncc.grammar import parse
 from attncc.ir.nodes import Contract, Load
-from attncc.passes.mistakes import NotCompiled
+from attncc.passes.mistakes import NotCompiled, TakenName
 from tests.support.specs import SPECS
 
 REFUSED = {
@@ -53,3 +53,10 @@ def test_other_reads_stay_where_they_are() -> None:
     found = analyse(SPECS["alibi"], 64, 64).attend
     assert found is not None
     assert found.tables == () and [x.tensor for x in found.captured] == ["slope"]
+
+
+@pytest.mark.parametrize("name", ["lse", "d_q", "d_out", "d_slope"])
+def test_names_of_results_are_taken(name: str) -> None:
+    text = f"attention x(slope: real[h], {name}: real[h]):\n    out = softmax(q @ k + slope[h] + {name}[h]) @ v\n"
+    with pytest.raises(TakenName, match="name of a result"):
+        analyse(parse(text), 16, 16)

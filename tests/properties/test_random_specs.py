@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import random
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import attncc
+from attncc.codegen.triton_printer import print_module
 from attncc.driver import programs
 from attncc.grammar import parse
 from attncc.schedule.variant import Variant
@@ -162,6 +164,34 @@ def test_random_spec_on_the_torch_backend(seed: int) -> None:
     gradients = torch.autograd.grad(out, [d.inputs[n] for n in d.reals], d.cotangent)
     for name, g in zip(d.reals, gradients, strict=True):
         close(d, f"d_{name}", g)
+
+
+OURS = ("delta", "log_z", "i0", "j0", "d0", "e0", "r", "s", "x", "rest", "tiles", "tl", "shift", "acc0", "q0", "torch")
+"""Names that schedules and printers use for themselves."""
+
+
+def crowded() -> str:
+    """A spec whose parameters have all of them."""
+    head = ", ".join(f"{n}: real[h]" for n in OURS)
+    return f"attention x({head}):\n    out = softmax(q @ k / 4 + {' * '.join(f'{n}[h]' for n in OURS)} * j) @ v\n"
+
+
+def test_names_of_our_own_are_free() -> None:
+    torch.manual_seed(0)
+    inputs: dict[str, Any] = {n: torch.randn(1, 2, 9, 8, dtype=torch.float64, requires_grad=True) for n in "qkv"}
+    inputs |= {n: torch.randn(2, dtype=torch.float64, requires_grad=True) for n in OURS}
+    results = []
+    for attn in (attncc.compile(crowded(), backend="torch"), attncc.reference(crowded())):
+        out = attn(**inputs)
+        results.append((out, *torch.autograd.grad(out.sin().sum(), list(inputs.values()))))
+    for name, got, want in zip(("out", *inputs), *results, strict=True):
+        torch.testing.assert_close(got, want, msg=name)
+    kinds: tuple[tuple[str, Dtype], ...] = tuple((n, "f32") for n in OURS)
+    pair = programs(parse(crowded()), Variant("triton", 8, 8, "f32", kinds, gradients=("q", "k", "v", *OURS)))
+    for f in ast.parse(print_module(pair.forward, pair.backward, "x")).body:
+        if isinstance(f, ast.FunctionDef) and f.name.endswith("_kernel"):
+            bound = {n.id for n in ast.walk(f) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+            assert not bound & {a.arg for a in f.args.args}, f.name
 
 
 @pytest.mark.parametrize("seed", range(100, 124))
