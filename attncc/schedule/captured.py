@@ -34,10 +34,6 @@ class Capture:
     of_z: bool
     buffer: str
 
-    @property
-    def source(self) -> str:
-        return self.load.tensor
-
 
 def captures(p: Problem) -> tuple[Capture, ...]:
     """Every read whose tensor's gradient is wanted."""

@@ -151,8 +151,7 @@ def _derived(p: Problem, d: Derived) -> t.Step:
 
 
 def _scalars(p: Problem) -> tuple[t.Scalar, ...]:
-    groups = None if p.variant.grouped else H
-    sizes = tuple(t.Scalar(n, "int", groups if n == "G" else None) for n in "BHGMN")
+    sizes = tuple(t.Scalar(n, "int") for n in "BHGMN")
     return (*sizes, *(t.Scalar(c.name, c.sort) for c in p.spec.constants))
 
 
