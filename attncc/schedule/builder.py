@@ -136,6 +136,17 @@ class Builder:
         finally:
             self.scopes.pop()
 
+    @contextmanager
+    def partition(self) -> Iterator[Scope]:
+        """The scope of some warps' code: values with axes live and die in it, scalars that it asks for may move out.
+
+        What indices and atoms stand for inside is forgotten afterwards.
+        """
+        bindings, widened = dict(self.bindings), dict(self.widened)
+        with self.inner() as scope:
+            yield scope
+        self.bindings, self.widened = bindings, widened
+
     def loop_index(self, hint: str) -> Var:
         """The index of a loop whose body is the current scope."""
         name = self.fresh(hint)
