@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from attncc.codegen.gluon_layouts import BITS, Blocked, Layout, Mma, Operand, Slice
 from attncc.tile.nodes import Dtype, Type
@@ -36,6 +36,11 @@ def swizzle(type_: Type) -> int:
     if len(type_.axes) < 2:
         return 0
     return next((w for w in (128, 64, 32) if row % w == 0), 0)
+
+
+def descriptor_name(tensor: str, box: tuple[int, ...], boxes: Collection[tuple[int, ...]]) -> str:
+    """The name of the descriptor for copies of `box` (extents along all axes of the tensor), one of `boxes`."""
+    return f"{tensor}_desc" if len(boxes) == 1 else f"{tensor}_desc_{box[-1]}"
 
 
 class Layouts:

@@ -1,0 +1,15 @@
+"""Which language a kernel is printed in on a GPU: warp-specialised ones need Triton's lower dialect."""
+
+from __future__ import annotations
+
+from attncc.tile.nodes import Kernel, Partitions, Program
+
+
+def partitioned(kernel: Kernel) -> bool:
+    """Whether `kernel` gives its warps code of their own: partitions stand at the end of a body, never inside."""
+    return any(isinstance(s, Partitions) for s in kernel.body)
+
+
+def any_partitioned(*programs: Program | None) -> bool:
+    """Whether one of the kernels of `programs` is partitioned."""
+    return any(partitioned(k) for p in programs if p is not None for k in p.kernels)

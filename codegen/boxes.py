@@ -1,0 +1,103 @@
+"""What bulk copies of a kernel move: a box of a tensor at a time, described to the hardware by the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attncc.codegen.gluon_layouts import BITS
+from attncc.codegen.gluon_spelling import descriptor_name, swizzle
+from attncc.errors import InternalError
+from attncc.tile.nodes import (
+    AllocShared,
+    CopyIn,
+    CopyOut,
+    Dtype,
+    For,
+    If,
+    Kernel,
+    Partitions,
+    Slot,
+    Stmt,
+    Tensor,
+    Type,
+)
+
+ELEMENT: dict[Dtype, str] = {
+    "f64": "fp64",
+    "f32": "fp32",
+    "f16": "fp16",
+    "bf16": "bf16",
+    "i64": "i64",
+    "i32": "i32",
+    "u8": "u8",
+    "bool": "i1",
+}
+"""Element types as they stand in the type of a descriptor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """What one bulk copy moves of a tensor: its extents along all axes of the tensor, and the buffer's type."""
+
+    shape: tuple[int, ...]
+    buffer: Type
+
+    def layout(self) -> str:
+        """The shared layout the copy writes or reads, as Gluon's text."""
+        return f"NVMMASharedLayout({self.swizzle()}, {BITS[self.buffer.dtype]}, rank={len(self.shape)})"
+
+    def swizzle(self) -> int:
+        """Bytes over which rows of the buffer are swizzled."""
+        return swizzle(self.buffer)
+
+    def type(self) -> str:
+        """The type of a descriptor's argument."""
+        return f"tensordesc<{ELEMENT[self.buffer.dtype]}{list(self.shape)},{self.layout()}>"
+
+
+def boxes(kernel: Kernel, tensors: dict[str, Tensor]) -> dict[str, dict[str, Box]]:
+    """By tensor, then by the name of the descriptor: the boxes of the bulk copies of `kernel`, in order of use."""
+    found: dict[str, list[Box]] = {}
+    inside = all_statements(kernel.body)
+    buffers = {s.name: s.type for s in inside if isinstance(s, AllocShared)}
+    for s in inside:
+        if isinstance(s, CopyIn | CopyOut):
+            box = Box(box_shape(s.slot, buffers[s.slot.name], tensors[s.tensor]), buffers[s.slot.name])
+            same = found.setdefault(s.tensor, [])
+            if not any(b.shape == box.shape and b.layout() == box.layout() for b in same):
+                same.append(box)
+    return {name: _named(name, same) for name, same in found.items()}
+
+
+def _named(tensor: str, same: list[Box]) -> dict[str, Box]:
+    shapes = tuple(b.shape for b in same)
+    named = {descriptor_name(tensor, b.shape, shapes): b for b in same}
+    if len(named) < len(same):
+        raise InternalError(f"{tensor} is copied in boxes that differ in more than their last axis: {shapes}")
+    return named
+
+
+def box_shape(slot: Slot, buffer: Type, tensor: Tensor) -> tuple[int, ...]:
+    """The extents of a copy between `slot` and `tensor`, one for each axis of the tensor."""
+    extents = {a.name: a.extent for a in buffer.axes}
+    if slot.part:
+        extents[slot.part[0]] = slot.part[2]
+    return (*([1] * (len(tensor.axes) - len(extents))), *extents.values())
+
+
+def all_statements(body: tuple[Stmt, ...]) -> list[Stmt]:
+    """The statements of `body` and of every body inside."""
+    found: list[Stmt] = []
+    for s in body:
+        found.append(s)
+        match s:
+            case For(body=inner):
+                found += all_statements(inner)
+            case If(then=then, orelse=orelse):
+                found += all_statements(then) + all_statements(orelse)
+            case Partitions(parts):
+                for p in parts:
+                    found += all_statements(p.body)
+            case _:
+                pass
+    return found
