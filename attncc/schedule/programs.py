@@ -12,6 +12,9 @@ from attncc.passes.differentiate import derivative
 from attncc.schedule.captured import Capture, buffer, captures, collect, table_extents
 from attncc.schedule.config import Demand, Plan, plan
 from attncc.schedule.heads import without_groups
+from attncc.schedule.hopper import forward_refusal
+from attncc.schedule.hopper_config import forward_plan
+from attncc.schedule.hopper_forward import partitioned_forward
 from attncc.schedule.prune import prune
 from attncc.schedule.runs import Run, run_kernel, tensors, with_runs
 from attncc.schedule.stream import B, G, H, M, N, Problem, varies
@@ -40,19 +43,23 @@ def stream(p: Problem) -> Pair:
 
 
 def _plan(p: Problem) -> Plan:
-    """The default tiles for what this score and mask need."""
+    """The default tiles."""
+    return plan(p.variant, demand(p))
+
+
+def demand(p: Problem) -> Demand:
+    """What this score and mask need."""
     reads = [n for e in (p.attend.score, p.by_key.mask) for n in walk(e) if isinstance(n, Load)]
     at = [frozenset(v for x in n.index for v in free_vars(x)) for n in reads if n.tensor not in ("q", "k")]
-    demand = Demand(
+    return Demand(
         curved=varies(derivative(p.attend.score, p.attend.product)),
         reads_pairs=any({"i", "j"} <= names for names in at),
         reads_rows=any("i" in names and "j" not in names for names in at),
     )
-    return plan(p.variant, demand)
 
 
 def _forward(p: Problem, runs: tuple[Run, ...]) -> t.Program:
-    kernel = forward_kernel(p, _plan(p).forward)
+    kernel, note = _forward_kernel(p)
     out = t.Alloc(_tensor(p, "out", strided=True), like="q")
     results = ("out", "lse") if p.normalised else ("out",)
     scans, before = _scans(p, runs, (kernel,))
@@ -60,7 +67,19 @@ def _forward(p: Problem, runs: tuple[Run, ...]) -> t.Program:
     if p.normalised:
         steps.append(t.Alloc(_stat(p, "lse")))
     steps.append(t.Launch("forward_kernel"))
-    return t.Program("forward", _inputs(p), _scalars(p), tuple(map(prune, (*scans, kernel))), tuple(steps), results)
+    kernels = tuple(map(prune, (*scans, kernel)))
+    return t.Program("forward", _inputs(p), _scalars(p), kernels, tuple(steps), results, note)
+
+
+def _forward_kernel(p: Problem) -> tuple[t.Kernel, str]:
+    """The kernel, and why it is not partitioned where that was asked for."""
+    if p.variant.target != "gluon":
+        return forward_kernel(p, _plan(p).forward), ""
+    plan = forward_plan(max(p.variant.D, p.variant.E), demand(p))
+    reason = forward_refusal(p, plan)
+    if reason:
+        return forward_kernel(p, _plan(p).forward), f"not partitioned: {reason}"
+    return partitioned_forward(p, plan), ""
 
 
 def _backward(p: Problem, runs: tuple[Run, ...]) -> t.Program:

@@ -14,6 +14,10 @@ from attncc.expr.nodes import Expr, free_vars
 from attncc.tile import nodes as t
 
 
+_OTHER = frozenset({"axis", "op", "layout", "note", "order", "how", "rounding", "precision"})
+"""Fields whose text is no name of a value."""
+
+
 def prune(kernel: t.Kernel) -> t.Kernel:
     """`kernel` without its unused Lets."""
     body, _ = _body(kernel.body, frozenset())
@@ -51,8 +55,10 @@ def _body(body: tuple[t.Stmt, ...], after: frozenset[str]) -> tuple[tuple[t.Stmt
 
 
 def _names(x: Any) -> Iterator[str]:
-    """Every name under `x`; names of tensors and axes among them do no harm."""
+    """Every name of a value under `x`; names of tensors among them do no harm."""
     match x:
+        case t.Type() | t.Axis():
+            return
         case Expr():
             yield from free_vars(x)
         case str():
@@ -62,6 +68,7 @@ def _names(x: Any) -> Iterator[str]:
                 yield from _names(y)
         case _ if dataclasses.is_dataclass(x) and not isinstance(x, type):
             for f in dataclasses.fields(x):
-                yield from _names(getattr(x, f.name))
+                if f.name not in _OTHER:
+                    yield from _names(getattr(x, f.name))
         case _:
             return

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from attncc.expr.build import TRUE, conj, ivar, op
 from attncc.expr.nodes import Atom, Const, Expr, Var, free_vars, substitute, walk
@@ -18,7 +19,7 @@ from attncc.passes.bounds import Bounds
 from attncc.passes.simplify import scale
 from attncc.passes.stream import LOG2E, SHIFT, X, is_exponential, streamed
 from attncc.schedule.builder import Builder
-from attncc.schedule.config import Channels, channels
+from attncc.schedule.config import channels
 from attncc.schedule.ranges import Visits
 from attncc.schedule.variant import Variant
 from attncc.tile import nodes as t
@@ -117,11 +118,12 @@ class Stream:
             head = op("floordiv", h, op("floordiv", H, G)) if self.p.variant.grouped else h
             self.b.bindings[g] = self.b.value(head, "g", "the kv head of this head")
         self.shift = self.b.value(op("sub", N, M), "shift", "keys before the first query")
-        self.channels = {prefix: self._channels(prefix, split) for prefix, split in self.split.items()}
+        self.channels = {prefix: self.channel_pieces(prefix) for prefix in self.split}
 
-    def _channels(self, prefix: str, split: Channels) -> tuple[Var, ...]:
+    def channel_pieces(self, prefix: str) -> tuple[Var, ...]:
+        """The channels of each piece, in the current scope."""
         found = []
-        for n, (offset, extent, _) in enumerate(split.pieces):
+        for n, (offset, extent, _) in enumerate(self.split[prefix].pieces):
             axis = self.b.axis(f"{prefix}{n}", extent)
             type = t.Type((axis,), "i32")
             found.append(self.b.let(f"{prefix}{n}", type, t.Iota(Const(offset, "int")), "channels"))
@@ -276,7 +278,7 @@ class Stream:
         x = self.b.value(scale(score, LOG2E), "x", "the score in base two")
         return x if allowed is None else self.b.value(op("where", allowed, x, NEVER), "x")
 
-    def weight(self, f: Expr, x: Var, shift: Expr, allowed: Expr | None, hint: str) -> Var:
+    def weight(self, f: Expr, x: Expr, shift: Expr, allowed: Expr | None, hint: str) -> Var:
         """f, a function of s, divided by exp(shift); 0 where a pair is not allowed."""
         shifted = substitute(streamed(f), {X: x, SHIFT: shift})
         if allowed is not None and not self.p.exponential:
@@ -310,6 +312,7 @@ class Stream:
         body: Turn,
         note: str,
         stages: int = 2,
+        order: Literal["any", "asc"] = "any",
     ) -> tuple[Var, ...]:
         """One loop with `state` carried."""
         with self.b.inner() as scope:
@@ -321,7 +324,7 @@ class Stream:
             base = self.b.loop_index(index)
             new = body(base, tuple(names))
             self.b.add(t.Yield(tuple(v.name for v in new)))
-        self.b.add(t.For(base.name, over, tuple(carried), tuple(scope.statements), axis, "any", stages, note))
+        self.b.add(t.For(base.name, over, tuple(carried), tuple(scope.statements), axis, order, stages, note))
         return self.b.leave(tuple(carried))
 
 

@@ -10,6 +10,7 @@ import math
 
 from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Op, Var, substitute
+from attncc.passes.simplify import scale
 from attncc.passes.stream import LN2, LOG2E, SHIFT, streamed
 from attncc.schedule.config import Tiles
 from attncc.schedule.monotone import direction
@@ -47,7 +48,7 @@ def forward_kernel(p: Problem, tiles: Tiles) -> t.Kernel:
     q = k.matrix("q", "d", (b, h), k.row, k.guards.row)
     seen = visits(k.b, p.by_row, rows, Cut(tiles.keys, N, Const(0, "int")))
     acc = k.zeros("acc", "i", "e")
-    state = (*_statistics(k), *acc) if p.normalised else acc
+    state = (*initial_statistics(k), *acc) if p.normalised else acc
 
     def turn(masked: bool, j0: Var, state: tuple[Var, ...]) -> tuple[Var, ...]:
         k.keys(j0, tiles.keys)
@@ -56,7 +57,8 @@ def forward_kernel(p: Problem, tiles: Tiles) -> t.Kernel:
         score = k.scores(k.product(q, keys, "s", "d"))
         allowed = k.allowed(p.by_row.mask, k.guards.key) if masked else None
         if p.normalised:
-            w, statistics, rescaled = _online(k, score, allowed, state)
+            w, statistics, alpha = online(k, score, allowed, (state[0], state[1]))
+            rescaled = tuple(k.b.value(op("mul", a, alpha), a.name.split("_")[0]) for a in state[2:])
         else:
             w, statistics, rescaled = k.plain(p.attend.normaliser.phi, score, allowed, "w"), (), state
         values = k.matrix("v", "e", (b, k.kv_head()), k.key, k.guards.key)
@@ -65,12 +67,12 @@ def forward_kernel(p: Problem, tiles: Tiles) -> t.Kernel:
     final = k.walk(seen, "j0", "j", state, turn, "keys", tiles.config.stages)
     k.guards = Guards(row=k.guards.row)
     if p.normalised:
-        final = _finish(k, final[0], final[1], final[2:])
+        final = finish(k, final[0], final[1], final[2:])
     k.store_matrix("out", "e", (b, h), k.row, k.guards.row, final)
     return t.Kernel("forward_kernel", row_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
 
 
-def _statistics(k: Stream) -> tuple[Var, Var]:
+def initial_statistics(k: Stream) -> tuple[Var, Var]:
     """m and l before the first key."""
     type = k.b.over("i")
     return k.b.let("m", type, t.Full(NEVER), "running maximum"), k.b.let("l", type, t.Full(ZERO), "running sum")
@@ -87,15 +89,12 @@ def _sink(p: Problem) -> Expr | None:
             return None
 
 
-def _online(
-    k: Stream, score: Expr, allowed: Expr | None, state: tuple[Var, ...]
-) -> tuple[Var, tuple[Var, ...], tuple[Var, ...]]:
-    """One tile's weights, the new statistics, and the accumulators brought to the new maximum."""
-    m, l, *acc = state
+def online(k: Stream, score: Expr, allowed: Expr | None, state: tuple[Var, Var]) -> tuple[Var, tuple[Var, Var], Var]:
+    """One tile's weights, the new statistics, and what sums of earlier tiles are worth now."""
+    m, l = state
     n = k.p.attend.normaliser
     assert n.psi is not None
-    x = k.log_score(score, allowed)
-    top: Expr = k.b.let("top", k.b.over("i"), t.Reduce("max", x.name, "j"))
+    x, top = _log_scores(k, score, allowed)
     if not k.p.exponential:  # its constants are exponentials of 0, and may not overflow beside small scores
         top = k.b.value(op("where", op("eq", top, NEVER), NEVER, op("max", top, ZERO)), "top")
     m_new = k.b.value(op("max", m, top), "m")
@@ -107,11 +106,28 @@ def _online(
     alpha = k.b.value(op("exp2", op("sub", m, anchor)), "alpha", "what the old sums are worth now")
     added = k.b.let("added", k.b.over("i"), t.Reduce("sum", psi.name, "j"))
     l_new = k.b.value(op("add", op("mul", l, alpha), added), "l")
-    rescaled = tuple(k.b.value(op("mul", a, alpha), a.name.split("_")[0]) for a in acc)
-    return w, (m_new, l_new), rescaled
+    return w, (m_new, l_new), alpha
 
 
-def _finish(k: Stream, m: Var, l: Var, acc: tuple[Var, ...]) -> tuple[Var, ...]:
+def _log_scores(k: Stream, score: Expr, allowed: Expr | None) -> tuple[Expr, Expr]:
+    """The scores in base two, and each row's greatest.
+
+    rewrite: max(c * s) --> c * max(s) for c > 0, so that the multiplication is part of the exponential's argument
+    """
+    match scale(score, LOG2E):
+        case Op("mul", (Const(c), a)) if c > 0 and a is k.p.attend.product:
+            s = k.b.bindings[a]
+            assert isinstance(s, Var)
+            if allowed is not None:
+                s = k.b.value(op("where", allowed, s, NEVER), "s")
+            top = k.b.let("top", k.b.over("i"), t.Reduce("max", s.name, "j"))
+            return op("mul", s, c), k.b.value(op("mul", top, c), "top")
+        case _:
+            x = k.log_score(score, allowed)
+            return x, k.b.let("top", k.b.over("i"), t.Reduce("max", x.name, "j"))
+
+
+def finish(k: Stream, m: Var, l: Var, acc: tuple[Var, ...]) -> tuple[Var, ...]:
     """acc / Z, and lse stored; a row without keys gives 0 and -inf."""
     empty = k.b.value(op("eq", m, NEVER), "empty", "rows without a key")
     top, total, kept = _with_constant(k, m, l, empty)

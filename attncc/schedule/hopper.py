@@ -1,0 +1,33 @@
+"""What partitioned kernels can't take, and why: such a half is scheduled as for plain Triton."""
+
+from __future__ import annotations
+
+from attncc.schedule.hopper_config import HopperForward
+from attncc.schedule.stream import Problem
+
+def common_refusal(p: Problem, copied: tuple[str, ...]) -> str:
+    """Why no kernel that copies the tensors `copied` in bulk can be partitioned; empty where one can."""
+    v = p.variant
+    if v.capability // 10 != 9:
+        return f"warpgroup products need sm_90, this is sm_{v.capability}"
+    if v.dtype not in ("f16", "bf16"):
+        return f"warpgroup products of {v.dtype} are not printed"
+    for name in copied:
+        layout = v.layout(name)
+        if not layout.unit:
+            return f"the last stride of {name} is not 1, as bulk copies need"
+        if not layout.aligned:
+            return f"rows of {name} are not 16-byte aligned, as bulk copies need"
+    return ""
+
+
+def forward_refusal(p: Problem, plan: HopperForward) -> str:
+    """Why the forward can't be partitioned; empty where it can."""
+    v = p.variant
+    reason = common_refusal(p, ("q", "k", "v", "out"))
+    if reason:
+        return reason
+    if max(v.D, v.E) > 256:
+        return "channels beyond 256 do not fit the accumulators"
+    return ""
+

@@ -1,0 +1,247 @@
+"""The forward kernel in partitions: a producer's warp copies tiles, two or three warpgroups compute.
+
+Turn n of a consumer, software-pipelined by one product:
+
+    S(n) = Q K(n)^T begins;  O += P(n-1) V(n-1) begins;  S(n) is awaited, its slot of K given back
+    P(n) = weights of S(n), under the second product;  O is awaited, its slot of V given back, and rescaled
+
+Masked tiles take the first turns, in a loop of their own. The producer walks the same turns and knows nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from attncc.expr.build import op
+from attncc.expr.nodes import Const, Expr, Var
+from attncc.schedule.config import Tiles
+from attncc.schedule.hopper_config import ROOM, HopperForward
+from attncc.schedule.partitions import ZERO, Buffers, Ring, Turns, buffers, ring, turns
+from attncc.schedule.ranges import Cut, Rows, visits
+from attncc.schedule.stream import Guards, M, N, Problem, Stream, b, h
+from attncc.schedule.stream_forward import finish, initial_statistics, online, row_grid
+from attncc.tile import nodes as t
+from attncc.tile.nodes import Config
+
+State = tuple[Var, ...]
+"""Statistics, accumulators, and last the weights that are not multiplied yet."""
+
+
+def partitioned_forward(p: Problem, plan: HopperForward) -> t.Kernel:
+    """out and, for normalised weights, lse."""
+    return _Forward(p, plan).kernel()
+
+
+class _Forward:
+    """The kernel under construction."""
+
+    def __init__(self, p: Problem, plan: HopperForward) -> None:
+        self.p, self.plan = p, plan
+        self.k = Stream(p, ("i", "j"))
+        self.tile = plan.rows * plan.consumers
+
+    def kernel(self) -> t.Kernel:
+        p, plan, k = self.p, self.plan, self.k
+        self.r0 = Var(p.own("i0"), "int")
+        seen = visits(k.b, p.by_row, self._rows(), Cut(plan.keys, N, ZERO))
+        self.turns: Turns = turns(k.b, seen)
+        self._memory()
+        parts = [self._consumer(c) for c in range(plan.consumers)]
+        parts.append(self._producer())
+        k.b.add(t.Partitions(tuple(parts)))
+        for name in ("q", "k", "v", "out"):
+            k.tensors[name] = None
+        grid = row_grid(p, Tiles(self.tile, plan.keys, Config()))
+        config = Config(4, 1, plan.entry)
+        return t.Kernel("forward_kernel", grid, tuple(k.tensors), k.scalars(), k.body(), config)
+
+    def _rows(self) -> Rows:
+        """The program's rows, as the bounds see them: in a vector, where they must, of a power of two."""
+        k = self.k
+        k.start(self.r0.name, "h", "b")
+        k.rows(self.r0, 1 << (self.tile - 1).bit_length())
+        end = op("min", op("add", self.r0, self.tile), M)
+        k.guards = Guards(row=op("lt", k.row, end))
+        k.b.axis("j", self.plan.keys)
+        first, last = op("add", self.r0, k.shift), op("add", op("sub", end, 1), k.shift)
+        return Rows("i", first, last, k.guards.row, "i", self.p.rising)
+
+    def _memory(self) -> None:
+        k, plan, c = self.k, self.plan, self.plan.consumers
+        i, j = k.b.axis("i", plan.rows), t.Axis("j", plan.keys)
+        self.q = buffers(k, "q_tile", i, "d", c)
+        self.keys = buffers(k, "k_tile", j, "d", plan.depth)
+        self.values = buffers(k, "v_tile", j, "e", plan.depth)
+        self.out = buffers(k, "out_tile", i, "e", c) if self._room() else None
+        self.q_full = k.b.fresh("q_full")
+        k.b.add(t.AllocBar(self.q_full, 1))
+        self.k_ring = ring(k.b, "k", plan.depth, c)
+        self.v_ring = ring(k.b, "v", plan.depth, c)
+        if plan.turns:
+            self.turn = k.b.fresh("turn")
+            k.b.add(t.AllocBar(self.turn, c))
+            k.b.add(t.BarArrive(t.Bar(self.turn, ZERO)))
+
+    # --- the producer
+
+    def _producer(self) -> t.Partition:
+        k, plan = self.k, self.plan
+        with k.b.partition() as scope:
+            first = t.Bar(self.q_full, ZERO)
+            k.b.add(t.BarExpect(first, plan.consumers * self._bytes("d", plan.rows)))
+            for c in range(plan.consumers):
+                self._copy(self.q, "q", "d", (b, h, op("add", self.r0, c * plan.rows)), Const(c, "int"), first)
+            with k.b.inner() as loop:
+                n = k.b.loop_index("n")
+                row = k.b.value(op("mul", self.turns.tile(n), plan.keys), "j0")
+                self._fill(self.k_ring, self.keys, "k", "d", n, row)
+                self._fill(self.v_ring, self.values, "v", "e", n, row)
+                k.b.add(t.Yield(()))
+            count = t.Count(ZERO, self.turns.total)
+            k.b.add(t.For(n.name, count, (), tuple(loop.statements), order="asc", note="tiles, in turn"))
+        return t.Partition("producer", 1, plan.spare, tuple(scope.statements))
+
+    def _fill(self, ring: Ring, into: Buffers, tensor: str, prefix: str, n: Expr, row: Expr) -> None:
+        """Waits until the slot of turn `n` is empty and begins to fill it."""
+        k = self.k
+        slot, phase = ring.at(k.b, n)
+        full = t.Bar(ring.full, slot)
+        k.b.add(t.BarWait(t.Bar(ring.empty, slot), op("sub", 1, phase)))
+        k.b.add(t.BarExpect(full, self._bytes(prefix, self.plan.keys)))
+        self._copy(into, tensor, prefix, (b, k.kv_head(), row), slot, full)
+
+    def _copy(self, into: Buffers, tensor: str, prefix: str, at: tuple[Expr, ...], slot: Expr, bar: t.Bar) -> None:
+        for to, (offset, _, _) in zip(into.slots(slot), self.k.split[prefix].pieces, strict=True):
+            self.k.b.add(t.CopyIn(to, tensor, (*at, Const(offset, "int")), bar))
+
+    def _bytes(self, prefix: str, rows: int) -> int:
+        """Of `rows` rows, all channel pieces."""
+        return 2 * rows * sum(extent for _, extent, _ in self.k.split[prefix].pieces)
+
+    # --- a consumer
+
+    def _consumer(self, c: int) -> t.Partition:
+        k, plan = self.k, self.plan
+        with k.b.partition() as scope:
+            self.c = c
+            k.rows(k.b.value(op("add", self.r0, c * plan.rows), "r0") if c else self.r0, plan.rows)
+            k.guards = Guards(row=op("lt", k.row, M))
+            acc = k.zeros("acc", "i", "e")
+            state = (*initial_statistics(k), *acc) if self.p.normalised else acc
+            k.b.add(t.BarWait(t.Bar(self.q_full, ZERO), ZERO))
+            state = self._turn(ZERO, True, state)
+            if self.turns.partial:
+                state = self._loop(Const(1, "int"), self.turns.masked, True, state)
+            if self.turns.full is not None:
+                start = self.turns.masked if self.turns.partial else Const(1, "int")
+                state = self._loop(start, self.turns.total, False, state)
+            self._finish(state)
+        return t.Partition(f"consumer{c}", 4, plan.registers, tuple(scope.statements))
+
+    def _loop(self, lo: Expr, hi: Expr, masked: bool, state: State) -> State:
+        note = "keys: tiles that need the mask" if masked else "keys: tiles inside the mask"
+
+        def turn(n: Var, state: State) -> State:
+            return self._turn(n, masked, state)
+
+        return self.k.loop(t.Count(lo, hi), "n", "", state, turn, note, 1, "asc")
+
+    def _turn(self, n: Expr, masked: bool, state: State) -> State:
+        k, first = self.k, isinstance(n, Const)
+        slot, phase = self.k_ring.at(k.b, n)
+        k.b.add(t.BarWait(t.Bar(self.k_ring.full, slot), phase))
+        if self.plan.turns:
+            k.b.add(t.BarWait(self._turn_of(self.c), ZERO if first else k.b.value(op("mod", n, 2), "parity")))
+        s = self._scores(slot)
+        stats, acc, w = self._parts(state, first)
+        if w is not None:
+            acc = self._product(op("sub", n, 1), acc, w)
+        if self.plan.turns:
+            k.b.add(t.BarArrive(self._turn_of(self.c + 1)))
+        s = k.b.let("s", k.b.type_of(s.name), t.DotWait(s.name, 0 if first else len(acc)))
+        k.b.add(t.BarArrive(t.Bar(self.k_ring.empty, slot)))
+        w, stats, alpha = self._weights(s, n, masked, stats)
+        if not first:
+            acc = self._awaited(op("sub", n, 1), acc)
+            if alpha is not None:
+                acc = tuple(k.b.value(op("mul", a, alpha), "acc") for a in acc)
+        narrow = k.cast(w, self.p.variant.dtype)
+        operand = k.b.let("p", k.b.type_of(narrow.name), t.Convert(narrow.name, "operand"))
+        return (*stats, *acc, operand)
+
+    def _turn_of(self, consumer: int) -> t.Bar:
+        """The barrier that lets a consumer issue its products."""
+        return t.Bar(self.turn, Const(consumer % self.plan.consumers, "int"))
+
+    def _parts(self, state: State, first: bool) -> tuple[State, State, Var | None]:
+        """(statistics, accumulators, the weights of the turn before)."""
+        stats = state[:2] if self.p.normalised else ()
+        rest = state[len(stats) :]
+        return (stats, rest, None) if first else (stats, rest[:-1], rest[-1])
+
+    def _scores(self, slot: Expr) -> Var:
+        """Q K^T of this turn, begun and not awaited."""
+        k = self.k
+        s = ""
+        pairs = zip(self.q.slots(Const(self.c, "int")), self.keys.slots(slot), strict=True)
+        for n, (q, keys) in enumerate(pairs):
+            s = k.b.let("s", k.b.over("i", "j"), t.Dot(q, keys, f"d{n}", s or None, asynchronous=True)).name
+        return Var(s, "real")
+
+    def _product(self, n: Expr, acc: State, w: Var) -> State:
+        """O += P V of turn `n`, begun and not awaited."""
+        k = self.k
+        slot, phase = self.v_ring.at(k.b, n)
+        k.b.add(t.BarWait(t.Bar(self.v_ring.full, slot), phase))
+        out = []
+        for a, values in zip(acc, self.values.slots(slot), strict=True):
+            dot = t.Dot(w.name, values, "j", a.name, asynchronous=True)
+            out.append(k.b.let("acc", k.b.type_of(a.name), dot))
+        return tuple(out)
+
+    def _awaited(self, n: Expr, acc: State) -> State:
+        """The accumulators once turn `n` is in them; its slot of V is given back."""
+        k = self.k
+        done = tuple(k.b.let("acc", k.b.type_of(a.name), t.DotWait(a.name, 0)) for a in acc)
+        k.b.add(t.BarArrive(t.Bar(self.v_ring.empty, self.v_ring.at(k.b, n)[0])))
+        return done
+
+    def _weights(self, s: Var, n: Expr, masked: bool, stats: State) -> tuple[Var, State, Var | None]:
+        """The weights of a turn, the new statistics, and what the accumulators are worth now."""
+        k, p = self.k, self.p
+        tile = self.turns.tile(n, masked and not isinstance(n, Const))
+        k.keys(k.b.value(op("mul", tile, self.plan.keys), "j0"), self.plan.keys)
+        k.guards = replace(k.guards, key=op("lt", k.key, N) if masked else Guards().key)
+        score = k.scores(s)
+        allowed = k.allowed(p.by_row.mask, k.guards.key) if masked else None
+        if p.normalised:
+            return online(k, score, allowed, (stats[0], stats[1]))
+        return k.plain(p.attend.normaliser.phi, score, allowed, "w"), (), None
+
+    def _finish(self, state: State) -> None:
+        k, plan = self.k, self.plan
+        last = op("sub", self.turns.total, 1)
+        stats, acc, w = self._parts(state, False)
+        assert w is not None
+        acc = self._awaited(last, self._product(last, acc, w))
+        k.guards = Guards(row=k.guards.row)
+        if self.p.normalised:
+            acc = finish(k, stats[0], stats[1], acc)
+        if self.out is None:
+            k.channels["e"] = k.channel_pieces("e")
+            k.store_matrix("out", "e", (b, h), k.row, k.guards.row, acc)
+            return
+        row = op("add", self.r0, self.c * plan.rows)
+        slots = self.out.slots(Const(self.c, "int"))
+        for part, slot in zip(acc, slots, strict=True):
+            k.b.add(t.SharedStore(slot, k.cast(part, self.p.variant.dtype).name))
+        k.b.add(t.Fence())
+        for slot, (offset, _, _) in zip(slots, k.split["e"].pieces, strict=True):
+            k.b.add(t.CopyOut(slot, "out", (b, h, row, Const(offset, "int"))))
+        k.b.add(t.CopyWait(0))
+
+    def _room(self) -> bool:
+        """Whether the output may leave through shared memory of its own."""
+        plan, rows = self.plan, self.plan.consumers * self.plan.rows
+        taken = self._bytes("d", rows) + plan.depth * (self._bytes("d", plan.keys) + self._bytes("e", plan.keys))
+        return taken + self._bytes("e", rows) <= ROOM

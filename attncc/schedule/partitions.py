@@ -1,0 +1,121 @@
+"""What partitioned schedules share: rings of shared buffers, and the order in which tiles take their turns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attncc.expr.build import op
+from attncc.expr.nodes import Const, Expr, Var
+from attncc.passes.simplify import simplify
+from attncc.schedule.builder import Builder
+from attncc.schedule.ranges import Visits
+from attncc.schedule.stream import Stream
+from attncc.tile import nodes as t
+
+ZERO = Const(0, "int")
+
+
+@dataclass(frozen=True, slots=True)
+class Buffers:
+    """A shared allocation per channel piece, filled and read together."""
+
+    names: tuple[str, ...]
+
+    def slots(self, index: Expr) -> tuple[t.Slot, ...]:
+        return tuple(t.Slot(name, index) for name in self.names)
+
+
+def buffers(k: Stream, hint: str, axis: t.Axis, prefix: str, depth: int) -> Buffers:
+    """`depth` buffers of rows along `axis` for each channel piece of `prefix`."""
+    names = []
+    for _, _, piece in k.pieces(prefix):
+        name = k.b.fresh(hint)
+        k.b.add(t.AllocShared(name, t.Type((axis, piece), k.p.variant.dtype), depth))
+        names.append(name)
+    return Buffers(tuple(names))
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """Barriers of buffers that one partition fills and others empty, turn after turn."""
+
+    full: str
+    empty: str
+    depth: int
+
+    def at(self, b: Builder, n: Expr) -> tuple[Expr, Expr]:
+        """(slot, parity of its phase) at turn `n`."""
+        slot = simplify(op("mod", n, self.depth))
+        parity = simplify(op("mod", op("floordiv", n, self.depth), 2))
+        return _scalar(b, slot, "slot"), _scalar(b, parity, "phase")
+
+
+def ring(b: Builder, hint: str, depth: int, readers: int) -> Ring:
+    """Allocates the barriers."""
+    full, empty = b.fresh(f"{hint}_full"), b.fresh(f"{hint}_empty")
+    b.add(t.AllocBar(full, depth))
+    b.add(t.AllocBar(empty, depth, readers))
+    return Ring(full, empty, depth)
+
+
+def _scalar(b: Builder, e: Expr, hint: str) -> Expr:
+    return e if isinstance(e, Const | Var) else b.value(e, hint)
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """The visited tiles in the order of their turns: those that need the mask, then those that don't.
+
+    There is always a first turn, and it is masked: a program without tiles masks all of tile 0.
+    """
+
+    partial: tuple[t.Interval, ...]
+    full: t.Interval | None
+    ends: tuple[Expr, ...]
+    """The turn after each partial piece."""
+    masked: Expr
+    """Turns 0 .. masked-1 need the mask."""
+    total: Expr
+
+    def tile(self, n: Expr, masked: bool = False) -> Expr:
+        """The tile of turn `n`, from the far end of each piece to its beginning; `masked` turns lie in partial pieces."""
+        starts = (ZERO, *self.ends[:-1])
+        pieces = list(zip(self.partial, starts, self.ends, strict=True))
+        if self.full is not None and not (masked and pieces):
+            e = _back(self.full, n, self.ends[-1] if self.ends else ZERO)
+        elif pieces:
+            piece, start, _ = pieces.pop()
+            e = _back(piece, n, start)
+        else:
+            return ZERO
+        for piece, start, end in reversed(pieces):
+            e = op("where", op("lt", n, end), _back(piece, n, start), e)
+        return e
+
+
+def _back(piece: t.Interval, n: Expr, start: Expr) -> Expr:
+    """The tile of turn `n` in a piece whose turns begin at `start`."""
+    return simplify(op("sub", op("sub", piece.hi, 1), op("sub", n, start)))
+
+
+def turns(b: Builder, visits: Visits) -> Turns:
+    """The turns of a program, in scalars of the code before the partitions. The last piece comes first."""
+    partial = tuple(p for p in reversed(visits.partial.pieces) if isinstance(p, t.Interval))
+    assert len(partial) == len(visits.partial.pieces)
+    full = None
+    if visits.full is not None and visits.full.pieces:
+        (only,) = visits.full.pieces
+        assert isinstance(only, t.Interval)
+        full = only
+    ends: list[Expr] = []
+    reached: Expr = ZERO
+    for piece in partial:
+        reached = b.value(simplify(op("add", reached, _length(piece))), "turns")
+        ends.append(reached)
+    masked = _scalar(b, simplify(op("max", reached, 1)), "masked")
+    total = reached if full is None else op("add", reached, _length(full))
+    return Turns(partial, full, tuple(ends), masked, _scalar(b, simplify(op("max", total, 1)), "total"))
+
+
+def _length(piece: t.Interval) -> Expr:
+    return op("max", op("sub", piece.hi, piece.lo), 0)
