@@ -21,13 +21,31 @@ DTYPES: Mapping[Dtype, str] = {
 BULK: Mapping[str, tuple[str, str]] = {
     "copy_in": ("tma.async_copy_global_to_shared", "tma.async_load"),
     "copy_out": ("tma.async_copy_shared_to_global", "tma.async_store"),
+    "copy_add": ("_add_shared_to_global", "tma.async_atomic_add"),
 }
-"""Bulk copies before and since Triton 3.9."""
+"""Bulk copies before and since Triton 3.9. Before, an addition is a helper of the printed module."""
 
 
 def bulk(name: str, triton: tuple[int, int]) -> str:
     """The spelling of a bulk copy in a version of Triton."""
     return BULK[name][triton >= (3, 9)]
+
+
+def box_shape(slot: Slot, buffer: Type, rank: int) -> tuple[int, ...]:
+    """What one bulk copy moves to or from a slot of `buffer`, over all `rank` axes of the tensor."""
+    extents = [a.extent for a in buffer.axes]
+    if slot.part is not None:
+        axis, _, extent = slot.part
+        extents[buffer.names().index(axis)] = extent
+    return (*([1] * (rank - len(extents))), *extents)
+
+
+def descriptor_name(tensor: str, box: tuple[int, ...], boxes: Collection[tuple[int, ...]]) -> str:
+    """The descriptor of `tensor` for copies of `box`, where a kernel copies it in `boxes`: told apart by their rows."""
+    if len(set(boxes)) < 2:
+        return f"{tensor}_desc"
+    alike = {b for b in boxes if b[-1] == box[-1]}
+    return f"{tensor}_desc_{box[-1] if len(alike) < 2 else 'x'.join(str(n) for n in box if n > 1)}"
 
 
 def swizzle(type_: Type) -> int:
