@@ -52,8 +52,11 @@ def programs(spec: Spec, variant: Variant) -> Pair:
     return pair
 
 
-def source(pair: Pair, variant: Variant, title: str) -> str:
-    """The printed module of a variant: kernels and host functions `forward` and `backward`."""
+def source(pair: Pair, variant: Variant, title: str, *, triton: tuple[int, int] = (3, 6)) -> str:
+    """The printed module of a variant: kernels and host functions `forward` and `backward`.
+
+    Partitioned kernels are spelled for a version of Triton.
+    """
     match variant.target:
         case "torch":
             from attncc.codegen.torch_printer import print_module
@@ -64,4 +67,6 @@ def source(pair: Pair, variant: Variant, title: str) -> str:
 
             return print_triton(pair.forward, pair.backward, title)
         case "gluon":
-            raise NotImplementedError("the gluon target prints single kernels only")
+            from attncc.codegen.gluon_printer import print_module as print_gluon
+
+            return print_gluon(pair.forward, pair.backward, title, triton=triton)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attncc.codegen.gluon_layouts import BITS
-from attncc.codegen.gluon_spelling import descriptor_name, swizzle
+from attncc.codegen.gluon_spelling import box_shape, descriptor_name, swizzle
 from attncc.errors import InternalError
 from attncc.tile.nodes import (
     AllocShared,
@@ -15,9 +15,12 @@ from attncc.tile.nodes import (
     For,
     If,
     Kernel,
+    Let,
+    Load,
     Partitions,
-    Slot,
+    ReduceAdd,
     Stmt,
+    Store,
     Tensor,
     Type,
 )
@@ -62,7 +65,7 @@ def boxes(kernel: Kernel, tensors: dict[str, Tensor]) -> dict[str, dict[str, Box
     buffers = {s.name: s.type for s in inside if isinstance(s, AllocShared)}
     for s in inside:
         if isinstance(s, CopyIn | CopyOut):
-            box = Box(box_shape(s.slot, buffers[s.slot.name], tensors[s.tensor]), buffers[s.slot.name])
+            box = Box(box_shape(s.slot, buffers[s.slot.name], len(tensors[s.tensor].axes)), buffers[s.slot.name])
             same = found.setdefault(s.tensor, [])
             if not any(b.shape == box.shape and b.layout() == box.layout() for b in same):
                 same.append(box)
@@ -73,16 +76,19 @@ def _named(tensor: str, same: list[Box]) -> dict[str, Box]:
     shapes = tuple(b.shape for b in same)
     named = {descriptor_name(tensor, b.shape, shapes): b for b in same}
     if len(named) < len(same):
-        raise InternalError(f"{tensor} is copied in boxes that differ in more than their last axis: {shapes}")
+        raise InternalError(f"{tensor} is copied in equal boxes of several layouts: {shapes}")
     return named
 
 
-def box_shape(slot: Slot, buffer: Type, tensor: Tensor) -> tuple[int, ...]:
-    """The extents of a copy between `slot` and `tensor`, one for each axis of the tensor."""
-    extents = {a.name: a.extent for a in buffer.axes}
-    if slot.part:
-        extents[slot.part[0]] = slot.part[2]
-    return (*([1] * (len(tensor.axes) - len(extents))), *extents.values())
+def addressed(kernel: Kernel) -> set[str]:
+    """The tensors that `kernel` reads or writes by address."""
+    found = set()
+    for s in all_statements(kernel.body):
+        if isinstance(s, Store | ReduceAdd):
+            found.add(s.tensor)
+        elif isinstance(s, Let) and isinstance(s.op, Load):
+            found.add(s.op.tensor)
+    return found
 
 
 def all_statements(body: tuple[Stmt, ...]) -> list[Stmt]:

@@ -1,46 +1,39 @@
-"""Prints a Program as a module of Gluon kernels for Hopper: layouts, partitions, kernels, host functions.
+"""Prints programs whose kernels may be warp-specialised: those in Gluon for Hopper, all others in plain Triton.
 
-It knows shapes, slots and barriers, and nothing of what is computed.
+One module holds both, and the host functions that launch them. It knows layouts, partitions and boxes of bulk copies,
+and nothing of what is computed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
 from textwrap import wrap
 
-from attncc.codegen.gluon_layouts import BITS, layouts
-from attncc.codegen.gluon_spelling import Layouts, swizzle
+from attncc.codegen import triton_printer as plain
+from attncc.codegen.boxes import all_statements
+from attncc.codegen.gluon_layouts import layouts
+from attncc.codegen.gluon_spelling import Layouts
 from attncc.codegen.gluon_statements import Body, Scope
-from attncc.codegen.host import _Host, helpers, programs_of
+from attncc.codegen.host import helpers, print_host
 from attncc.codegen.scalars import python_name
 from attncc.codegen.signature import Arg, kernel_function, signature, sizes, tensors
 from attncc.codegen.writer import WIDTH, Writer
 from attncc.errors import InternalError
 from attncc.expr.interval import Interval
 from attncc.expr.nodes import Var
-from attncc.tile.nodes import (
-    AllocBar,
-    AllocShared,
-    CopyIn,
-    CopyOut,
-    For,
-    If,
-    Kernel,
-    Let,
-    Load,
-    Partition,
-    Partitions,
-    Program,
-    ReduceAdd,
-    Stmt,
-    Store,
-    Type,
-)
+from attncc.tile.dialect import any_partitioned, partitioned
+from attncc.tile.nodes import AllocBar, AllocShared, Kernel, Partition, Partitions, Program
 
 IMPORTS = """\
 import math
 
 import torch
+"""
+PLAIN_IMPORTS = """\
+import triton
+import triton.language as tl
+"""
+GLUON_IMPORTS = """\
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -54,10 +47,22 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 """
 
 LAUNCH = """\
-def _launch(kernel, programs, args, *, warps, registers):
+def _launch(kernel, programs, args, *, warps, stages, registers=None):
     if programs > 0:
-        kernel[(programs,)](*args, num_warps=warps, maxnreg=registers)
+        kernel[(programs,)](*args, num_warps=warps, num_stages=stages, maxnreg=registers)
 """
+
+DESCRIPTOR = '''\
+def _descriptor(tensor, box, swizzle):
+    """Describes a tensor to bulk copies that move `box` at a time; outside it they read 0 and write nothing."""
+    if not tensor.numel():
+        tensor = tensor.new_zeros((*(1 for _ in box[1:]), 16))
+    if 0 in tensor.stride():
+        tensor = tensor.contiguous()
+    steps = [s if n > 1 else 16 for n, s in zip(tensor.shape, tensor.stride())]  # the hardware checks unused ones, too
+    layout = gl.NVMMASharedLayout(swizzle, 8 * tensor.element_size(), rank=len(box))
+    return TensorDescriptor(tensor, list(tensor.shape), [*steps[:-1], 1], box, layout)
+'''
 
 HELPERS = {
     "_tanh": """\
@@ -69,103 +74,66 @@ def _tanh(x):
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Box:
-    """What one bulk copy moves of a tensor: its shape, the tensor's rank counted, and the buffer's type."""
-
-    shape: tuple[int, ...]
-    buffer: Type
-
-    def layout(self) -> str:
-        """The shared layout the copy writes or reads, as Gluon's text."""
-        return f"NVMMASharedLayout({swizzle(self.buffer)}, {BITS[self.buffer.dtype]}, rank={len(self.shape)})"
+def print_module(forward: Program, backward: Program | None, title: str, *, triton: tuple[int, int] = (3, 6)) -> str:
+    """The module of a forward program and its backward, for a version of Triton."""
+    return _module([p for p in (forward, backward) if p is not None], title, triton)
 
 
 def print_gluon(program: Program, *, header: str = "", triton: tuple[int, int] = (3, 6)) -> str:
     """The text of a module with `program`'s kernels and its host function, for a version of Triton."""
-    named, kernels, used = Layouts(), Writer(), set[str]()
-    for kernel in program.kernels:
-        used |= _KernelPrinter(kernels, program, kernel, named, triton).write()
-    host = Writer()
-    _GluonHost(host, program, named).function(program.name)
-    w = Writer()
-    w.lines(f'"""{header or program.note or program.name}"""')
-    w.line()
-    w.lines(IMPORTS)
-    w.line()
-    for name, text in named.defined.items():
-        w.line(f"{name} = gl.constexpr({text})")
-    for text in (LAUNCH, *helpers(program), *(HELPERS[n] for n in sorted(used))):
-        w.line()
-        w.line()
-        w.lines(text)
-    w.lines(kernels.text())
-    w.line()
-    w.line()
-    w.lines(host.text())
-    return w.text()
+    return _module([program], header or program.note or program.name, triton)
 
 
 def arguments(program: Program, kernel: Kernel) -> tuple[Arg, ...]:
-    """What `kernel` is called with: as `signature`, with a descriptor for each tensor that is copied in bulk."""
-    boxes, addressed = bulk_boxes(program, kernel), _addressed(kernel.body)
-    known = tensors(program)
-    args: list[Arg] = []
-    for arg in signature(program, kernel):
-        if arg.kind == "pointer" and arg.name in boxes:
-            box = boxes[arg.name]
-            kind = f"tensordesc<{known[arg.name].dtype}{list(box.shape)},{box.layout()}>".replace("f32[", "fp32[")
-            args.append(Arg("descriptor", f"{arg.name}_desc", kind.replace("<f16[", "<fp16[")))
-        owner = arg.name if arg.kind == "pointer" else arg.name.rpartition("_s")[0]
-        if arg.kind == "scalar" or owner in addressed:
-            args.append(arg)
-    return tuple(args)
+    """What `kernel` is called with."""
+    return signature(program, kernel)
 
 
-def bulk_boxes(program: Program, kernel: Kernel) -> dict[str, Box]:
-    """The box of each tensor that bulk copies of `kernel` touch; one size of box a tensor."""
-    known, buffers = tensors(program), _buffers(kernel)
-    boxes: dict[str, Box] = {}
-    for s in _all(kernel.body):
-        if isinstance(s, CopyIn | CopyOut):
-            buffer = buffers[s.slot.name].type
-            rank = len(known[s.tensor].axes)
-            box = Box((*([1] * (rank - len(buffer.axes))), *(a.extent for a in buffer.axes)), buffer)
-            if boxes.setdefault(s.tensor, box).shape != box.shape:
-                raise InternalError(f"{s.tensor} is copied in boxes of two sizes")
-    return boxes
+def _module(programs: list[Program], title: str, triton: tuple[int, int]) -> str:
+    if not any_partitioned(*programs):
+        forward, *rest = programs
+        return plain.print_module(forward, rest[0] if rest else None, title)
+    named, kernels, hosts = Layouts(), Writer(), Writer()
+    used, others = set[str](), list[tuple[Program, Kernel]]()
+    for program, kernel in plain.distinct_kernels(programs):
+        if partitioned(kernel):
+            used |= _KernelPrinter(kernels, program, kernel, named, triton).write()
+        else:
+            others.append((program, kernel))
+    for program in programs:
+        hosts.line()
+        hosts.line()
+        print_host(hosts, program)
+    own = [HELPERS[n] for n in sorted(used)]
+    simple = _plain_part(others, programs[0], "".join(own))
+    w = Writer()
+    w.lines(f'"""{title}"""')
+    w.line()
+    w.lines(IMPORTS + (PLAIN_IMPORTS if others else "") + GLUON_IMPORTS)
+    w.line()
+    for name, text in named.defined.items():
+        w.line(f"{name} = gl.constexpr({text})")
+    for text in (LAUNCH, DESCRIPTOR, *helpers(*programs), *own):
+        w.line()
+        w.line()
+        w.lines(text)
+    for part in (simple, kernels.text(), hosts.text()):
+        w.lines(part)
+    return w.text()
 
 
-def _buffers(kernel: Kernel) -> dict[str, AllocShared]:
-    return {s.name: s for s in _all(kernel.body) if isinstance(s, AllocShared)}
-
-
-def _addressed(body: tuple[Stmt, ...]) -> set[str]:
-    """Tensors that are read or written by address."""
-    found = set()
-    for s in _all(body):
-        if isinstance(s, Store | ReduceAdd):
-            found.add(s.tensor)
-        elif isinstance(s, Let) and isinstance(s.op, Load):
-            found.add(s.op.tensor)
-    return found
-
-
-def _all(body: tuple[Stmt, ...]) -> list[Stmt]:
-    found: list[Stmt] = []
-    for s in body:
-        found.append(s)
-        match s:
-            case For(body=inner):
-                found += _all(inner)
-            case If(then=then, orelse=orelse):
-                found += _all(then) + _all(orelse)
-            case Partitions(parts):
-                for p in parts:
-                    found += _all(p.body)
-            case _:
-                pass
-    return found
+def _plain_part(kernels: list[tuple[Program, Kernel]], forward: Program, taken: str) -> str:
+    """Kernels in plain Triton and what they call. Functions of the two dialects can't call each other, so helpers that
+    are in `taken` already get a name of their own."""
+    w, used = Writer(), set[str]()
+    for program, kernel in kernels:
+        w.line()
+        w.line()
+        used |= plain.print_kernel(w, program, kernel)
+    text = "".join(f"\n\n{helper}" for helper in plain.kernel_helpers(used, forward)) + w.text()
+    for name in re.findall(r"^def (\w+)\(", taken, re.MULTILINE):
+        text = re.sub(rf"\b{name}\(", f"_plain{name}(", text)
+    return text
 
 
 class _KernelPrinter:
@@ -175,7 +143,7 @@ class _KernelPrinter:
         self.w, self.program, self.kernel = w, program, kernel
         table, types = layouts(kernel)
         self.scope = Scope(types, table, tensors(program), named, triton)
-        self.scope.buffers = _buffers(kernel)
+        self.scope.buffers = {s.name: s for s in all_statements(kernel.body) if isinstance(s, AllocShared)}
         for size in sizes(program):
             self.scope.known[Var(size, "int")] = Interval(0)
         for axis in kernel.grid:
@@ -254,7 +222,7 @@ class _KernelPrinter:
             inside = Writer()
             body = Body(inside, self.scope)
             body.statements(part.body)
-            name = f"{self.kernel.name}_{part.name}"
+            name = f"{self.kernel.name.removesuffix('_kernel')}_{part.name}"
             self._function(name, list(body.used), inside, [])
             calls.append((name, [outer.use(u) for u in body.used]))
         w = outer.w
@@ -269,30 +237,3 @@ class _KernelPrinter:
         w.line(f"    {[p.warps for p in parts[1:]]},")
         w.line(f"    {[p.registers for p in parts[1:]]},")
         w.line(")")
-
-
-class _GluonHost(_Host):
-    """The host function; kernels take descriptors of the tensors they copy in bulk, built per call."""
-
-    def __init__(self, w: Writer, program: Program, named: Layouts) -> None:
-        super().__init__(w, program, launches=True)
-        self.named = named
-
-    def launch(self, kernel: Kernel) -> None:
-        boxes = bulk_boxes(self.program, kernel)
-        args: list[str] = []
-        for arg in arguments(self.program, kernel):
-            name = arg.name.removesuffix("_desc")
-            if arg.kind == "descriptor":
-                box = boxes[name]
-                layout = f"{self.named.shared(box.buffer, len(box.shape))}.value"
-                text = f"TensorDescriptor.from_tensor({python_name(name)}, {list(box.shape)}, {layout})"
-                self.w.line(f"{arg.name} = {text}")
-                args.append(arg.name)
-            else:
-                if arg.kind == "pointer":
-                    self.unpack(self.tensors[arg.name])
-                args.append(python_name(arg.name))
-        listed = ", ".join(args) + ("," if len(args) == 1 else "")
-        config = [f"warps={kernel.config.warps}", f"registers={kernel.config.registers or None}"]
-        self.w.call("_launch", [kernel_function(kernel), programs_of(kernel.grid), f"({listed})", *config])

@@ -6,12 +6,22 @@ are read once.
 
 from __future__ import annotations
 
+from attncc.codegen.boxes import Box, boxes
 from attncc.codegen.helpers import HELPERS, NEEDS
 from attncc.codegen.scalars import PRODUCT, UNARY, python_name, spell
-from attncc.codegen.signature import constants, host_scalars, kernel_function, sizes, strides, tensors
+from attncc.codegen.signature import (
+    constants,
+    host_scalars,
+    kernel_function,
+    signature,
+    sizes,
+    strides,
+    tensors,
+)
 from attncc.codegen.tables import index_tables, rounds
 from attncc.codegen.writer import Writer
 from attncc.expr.nodes import Expr, free_vars
+from attncc.tile.dialect import partitioned
 from attncc.tile.nodes import (
     Alloc,
     FirstLast,
@@ -81,6 +91,7 @@ class _Host:
         self.tensors = tensors(program)
         self.kernels: dict[str, Kernel] = {k.name: k for k in program.kernels}
         self.unpacked: set[str] = set()
+        self.described: dict[str, Box] = {}
 
     def function(self, name: str) -> None:
         args = [python_name(t.name) for t in self.program.inputs]
@@ -149,19 +160,31 @@ class _Host:
             self.w.line(f"{name} = torch.full({shape(tensor)}, {value}, {kind}, device=device)")
 
     def launch(self, kernel: Kernel) -> None:
-        args: list[str] = []
-        for name in kernel.tensors:
-            args.append(python_name(name))
-            if self.launches:
-                self.unpack(self.tensors[name])
-                args.extend(strides(self.tensors[name]))
-        args.extend(python_name(n) for n in (kernel.scalars if self.launches else host_scalars(kernel)))
         if not self.launches:
+            args = [python_name(n) for n in (*kernel.tensors, *host_scalars(kernel))]
             self.w.call(kernel_function(kernel), args)
             return
+        passed = signature(self.program, kernel)
+        self.describe(kernel)
+        for arg in passed:
+            if arg.kind == "pointer":
+                self.unpack(self.tensors[arg.name])
         config = [f"warps={kernel.config.warps}", f"stages={kernel.config.stages}"]
-        listed = ", ".join(args) + ("," if len(args) == 1 else "")
-        self.w.call("_launch", [kernel_function(kernel), programs_of(kernel.grid), f"({listed})", *config])
+        if kernel.config.registers:
+            config.append(f"registers={kernel.config.registers}")
+        self.w.call(
+            "_launch", [kernel_function(kernel), programs_of(kernel.grid), _tuple([a.name for a in passed]), *config]
+        )
+
+    def describe(self, kernel: Kernel) -> None:
+        """Names for the descriptors of a partitioned kernel; those of an equal box are there already."""
+        copied = boxes(kernel, self.tensors) if partitioned(kernel) else {}
+        for tensor, named in copied.items():
+            for name, box in named.items():
+                if self.described.get(name) != box:
+                    self.described[name] = box
+                    call = f"_descriptor({python_name(tensor)}, {list(box.shape)}, {box.swizzle()})"
+                    self.w.line(f"{python_name(name)} = {call}")
 
     def unpack(self, tensor: Tensor) -> None:
         """Names for a tensor's strides, before the first launch that passes them."""
@@ -208,6 +231,11 @@ class _Host:
         if origin.dtype != out.dtype:
             text = f"{text}.to({dtype(out)})"
         self.w.line(f"{python_name(out.name)} = {text}")
+
+
+def _tuple(names: list[str]) -> str:
+    listed = ", ".join(python_name(n) for n in names)
+    return f"({listed},)" if len(names) == 1 else f"({listed})"
 
 
 def _covers(index: tuple[Expr, ...], axes: tuple[str, ...]) -> bool:

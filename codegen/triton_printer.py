@@ -33,21 +33,15 @@ def print_module(forward: Program, backward: Program | None, title: str, *, port
     programs = [p for p in (forward, backward) if p is not None]
     kernels = Writer()
     used: set[str] = set()
-    printed: dict[str, Kernel] = {}
-    for p in programs:
-        for k in p.kernels:
-            if printed.setdefault(k.name, k) == k and k is not printed[k.name]:
-                continue  # both programs launch it
-            kernels.line()
-            kernels.line()
-            used |= print_kernel(kernels, p, k)
+    for program, kernel in distinct_kernels(programs):
+        kernels.line()
+        kernels.line()
+        used |= print_kernel(kernels, program, kernel)
     w = Writer()
     w.lines(f'"""{title}"""')
     w.line()
     w.lines(IMPORTS)
-    fast = not portable and any(t.dtype == "bf16" for t in forward.inputs)
-    texts = [FAST_TANH if n == "tanh" and fast else HELPERS[n] for n in sorted(used)]
-    for text in (LAUNCH, *helpers(*programs), *texts):
+    for text in (LAUNCH, *helpers(*programs), *kernel_helpers(used, forward, portable=portable)):
         w.line()
         w.line()
         w.lines(text)
@@ -57,6 +51,24 @@ def print_module(forward: Program, backward: Program | None, title: str, *, port
         w.line()
         print_host(w, p)
     return w.text()
+
+
+def distinct_kernels(programs: Iterable[Program]) -> list[tuple[Program, Kernel]]:
+    """The kernels to print, each with a program that launches it: one that two launch once."""
+    printed: dict[str, Kernel] = {}
+    found = []
+    for p in programs:
+        for k in p.kernels:
+            if printed.setdefault(k.name, k) == k and k is not printed[k.name]:
+                continue
+            found.append((p, k))
+    return found
+
+
+def kernel_helpers(used: set[str], forward: Program, *, portable: bool = False) -> list[str]:
+    """Texts of the helper functions that kernels call."""
+    fast = not portable and any(t.dtype == "bf16" for t in forward.inputs)
+    return [FAST_TANH if n == "tanh" and fast else HELPERS[n] for n in sorted(used)]
 
 
 def print_kernel(w: Writer, program: Program, kernel: Kernel) -> set[str]:

@@ -50,7 +50,7 @@ def test_host_function_passes_what_the_kernel_takes(tmp_path: Path) -> None:
     assert [a.name for a in arguments(p, p.kernels[0])] == list(kernel.arg_names)
     assert len(args) == len(kernel.arg_names)
     assert [a.block_shape for a in args[:3]] == [[1, 1, 64, 128], [1, 1, 128, 128], [1, 1, 128, 128]]
-    assert how == {"warps": 4, "registers": 168}
+    assert how == {"warps": 4, "stages": 1, "registers": 168}
 
 
 @pytest.mark.parametrize("name", COMPILED)
