@@ -156,7 +156,7 @@ class Builder:
         """The carried names, now values of the current scope."""
         for c in carried:
             self._depth[c.name] = self.scope.depth
-        return tuple(Var(c.name, "real") for c in carried)
+        return tuple(Var(c.name, "int" if c.type.dtype in ("i32", "i64") else "real") for c in carried)
 
     # --- expressions ------------------------------------------------------------------------------------------------
 

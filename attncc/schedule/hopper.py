@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from attncc.expr.nodes import free_vars
+from attncc.schedule.config import Demand
 from attncc.schedule.hopper_config import HopperForward
 from attncc.schedule.stream import Problem
+
 
 def common_refusal(p: Problem, copied: tuple[str, ...]) -> str:
     """Why no kernel that copies the tensors `copied` in bulk can be partitioned; empty where one can."""
@@ -31,3 +34,19 @@ def forward_refusal(p: Problem, plan: HopperForward) -> str:
         return "channels beyond 256 do not fit the accumulators"
     return ""
 
+
+def backward_refusal(p: Problem, demand: Demand) -> str:
+    """Why the backward can't be partitioned; empty where it can."""
+    v = p.variant
+    results = tuple(f"d_{n}" for n in v.gradients if n in ("k", "v"))
+    reason = common_refusal(p, ("q", "k", "v", "d_out", *results))
+    if reason:
+        return reason
+    if max(v.D, v.E) > 128:
+        return "channels beyond 128 do not fit the accumulators"
+    if demand.reads_pairs:
+        return "a read for every pair takes more registers than a consumer has"
+    ends = [e for a in p.by_key.alternatives for e in (a.lower, a.upper, a.full_lower, a.full_upper, a.rows)]
+    if v.grouped and any("h" in free_vars(e) for e in ends):
+        return "heads that share keys differ in what they see"
+    return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from attncc.schedule.config import Demand
 
@@ -40,3 +41,34 @@ def forward_plan(widest: int, demand: Demand) -> HopperForward:
     if widest <= 128:
         return HopperForward()
     return HopperForward(keys=64)
+
+
+@dataclass(frozen=True, slots=True)
+class HopperBackward:
+    """What the partitioned backward chooses. Two consumers of 64 keys each."""
+
+    rows: int = 64
+    """Queries per turn."""
+    depth: int = 2
+    """Slots of the ring of Q, dO and the row statistics."""
+    share: Literal["columns", "rows", "keys"] = "columns"
+    """What a consumer computes of dQ: half of its columns or rows over all keys, or all of it over its own keys."""
+    lag: bool = True
+    """dQ of a turn is multiplied in the next one, under its exponentials."""
+    started: bool = False
+    """Products of q and k start at minus log2 Z, where the score is affine in them."""
+    hold: Literal["weights", "product"] = "weights"
+    """What waits in registers for dP: the weights, or the product that all else is computed from again."""
+    registers: int = 240
+    """Of a consumer's thread; the producer's keeps `spare`."""
+    spare: int = 24
+    entry: int = 168
+    """Registers of a thread before partitions trade them."""
+
+
+def backward_plan(D: int, E: int, demand: Demand) -> HopperBackward:
+    """The default for these channels."""
+    hold: Literal["weights", "product"] = "product" if demand.curved else "weights"
+    if max(D, E) <= 64:
+        return HopperBackward(rows=128, share="rows", started=True, hold=hold)
+    return HopperBackward(share="columns" if D > 64 else "keys", hold=hold)

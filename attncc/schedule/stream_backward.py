@@ -32,7 +32,16 @@ def delta_kernel(p: Problem, tiles: Tiles, of_z: tuple[Capture, ...]) -> t.Kerne
     """delta - dlse for every row, and the gradients of what z reads."""
     k = Stream(p, ("i", "j"))
     row_program(k, Tiles(tiles.rows, 16, tiles.config))
-    guard = k.guards.row
+    total, log_z = row_statistics(k)
+    k.store_stat(p.own("delta"), total)
+    k.store_stat(p.own("log_z"), log_z)
+    gradients_of_z(k, of_z, total, log_z, tiles.rows)
+    return t.Kernel("delta_kernel", row_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
+
+
+def row_statistics(k: Stream) -> tuple[Var, Var]:
+    """delta - dlse and log2 Z of every row; 0 in rows outside."""
+    p, guard = k.p, k.guards.row
     total: Var | None = None
     for o, d in zip(
         k.matrix("out", "e", (b, h), k.row, guard), k.matrix("d_out", "e", (b, h), k.row, guard), strict=True
@@ -44,16 +53,18 @@ def delta_kernel(p: Problem, tiles: Tiles, of_z: tuple[Capture, ...]) -> t.Kerne
     assert total is not None
     if p.variant.lse_gradient:
         total = k.b.value(op("sub", total, k.stat("d_lse", "d_lse")), "delta", "less the gradient of lse")
-    k.store_stat(p.own("delta"), total)
     lse = k.stat("lse", "lse")
     finite = op("where", op("eq", lse, NEVER), ZERO, op("mul", lse, LOG2E))
-    log_z = k.b.value(finite, "log_z", "log2 of Z, 0 in rows without a key")
-    k.store_stat(p.own("log_z"), log_z)
+    return total, k.b.value(finite, "log_z", "log2 of Z, 0 in rows without a key")
+
+
+def gradients_of_z(k: Stream, of_z: tuple[Capture, ...], delta: Var, log_z: Var, tile: int) -> None:
+    """Stores what every row adds to the captures that z reads."""
+    lse = k.stat("lse", "lse")
     for c in of_z:
-        f = k.weight(c.factor, total, log_z, None, "dz")
-        share = op("where", op("eq", lse, NEVER), ZERO, op("neg", op("mul", f, total)))
-        _store_rows(k, c, k.b.value(share, "share"), tiles.rows)
-    return t.Kernel("delta_kernel", row_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
+        f = k.weight(c.factor, delta, log_z, None, "dz")
+        share = op("where", op("eq", lse, NEVER), ZERO, op("neg", op("mul", f, delta)))
+        store_rows(k, c, k.b.value(share, "share"), tile)
 
 
 def _queries(k: Stream, tensor: str, prefix: str) -> tuple[Var, ...]:
@@ -72,23 +83,28 @@ class Scores:
     allowed: Expr | None
 
 
-def _scores(k: Stream, s: Var, allowed: Expr | None) -> Scores:
-    """The weights from the recomputed product s."""
+def pair_scores(k: Stream, s: Var, allowed: Expr | None, started: bool = False) -> Scores:
+    """The weights from the recomputed product s; `started` says that log2 Z is already taken off it."""
     n = k.p.attend.normaliser
     score = k.scores(s)
     if not k.p.normalised:
         return Scores(k.plain(n.phi, score, allowed, "w"), score, None, None, allowed)
     x = k.log_score(score, allowed)
+    if started:
+        return Scores(k.b.value(op("exp2", x), "w"), score, x, None, allowed)
     log_z = k.stat(k.p.own("log_z"), "log_z")
     return Scores(k.weight(n.phi, x, log_z, allowed, "w"), score, x, log_z, allowed)
 
 
-def _score_gradient(k: Stream, known: Scores, dp: Var) -> Var:
-    """dS from the weights and dP."""
+def score_gradient(k: Stream, known: Scores, dp: Var, lowered: bool = False) -> Var:
+    """dS from the weights and dP; `lowered` says that delta is already taken off it."""
     n = k.p.attend.normaliser
     d_phi = derivative(n.phi, S)
     if n.psi is None:
         return k.b.value(op("mul", k.plain(d_phi, known.score, known.allowed, "slope"), dp), "ds")
+    if lowered:
+        assert k.p.exponential
+        return k.b.value(op("mul", known.w, dp), "ds")
     assert known.x is not None and known.log_z is not None
     delta = k.stat(k.p.own("delta"), "delta")
     if k.p.exponential:
@@ -98,19 +114,19 @@ def _score_gradient(k: Stream, known: Scores, dp: Var) -> Var:
     return k.b.value(op("sub", op("mul", phi, dp), op("mul", psi, delta)), "ds")
 
 
-def _product_gradient(k: Stream, ds: Var) -> tuple[Expr | None, Var]:
+def product_gradient(k: Stream, ds: Var) -> tuple[Expr | None, Var]:
     """(a factor for the sum's end, the gradient of q @ k without it)."""
     factor, rest = split_coefficient(derivative(k.p.attend.score, k.p.attend.product))
     return factor, ds if rest is None else k.b.value(op("mul", ds, rest), "dqk")
 
 
-def _share(k: Stream, c: Capture, ds: Var) -> Var:
+def share_of(k: Stream, c: Capture, ds: Var) -> Var:
     """What the tile's pairs add to a capture, its coefficient left out."""
     _, rest = split_coefficient(c.factor)
     return ds if rest is None else k.b.value(op("mul", ds, rest), "share")
 
 
-def _scaled(k: Stream, value: Var, factor: Expr | None, hint: str) -> Var:
+def scaled(k: Stream, value: Var, factor: Expr | None, hint: str) -> Var:
     return value if factor is None else k.b.value(op("mul", value, factor), hint)
 
 
@@ -134,13 +150,13 @@ def queries_kernel(p: Problem, tiles: Tiles, wanted: bool, found: tuple[Capture,
         keys = k.matrix("k", "d", (b, k.kv_head()), k.key, k.guards.key)
         values = k.matrix("v", "e", (b, k.kv_head()), k.key, k.guards.key)
         s, dp = k.product(q, keys, "s", "d"), k.product(d_out, values, "dp", "e")
-        known = _scores(k, s, k.allowed(p.by_row.mask, k.guards.key) if masked else None)
-        ds = _score_gradient(k, known, dp)
+        known = pair_scores(k, s, k.allowed(p.by_row.mask, k.guards.key) if masked else None)
+        ds = score_gradient(k, known, dp)
         new: tuple[Var, ...] = ()
         if wanted:
-            new = k.accumulate(state[: len(dq)], _product_gradient(k, ds)[1], keys, "j", "dq")
+            new = k.accumulate(state[: len(dq)], product_gradient(k, ds)[1], keys, "j", "dq")
         for c, total in zip(summed, state[len(dq) :], strict=True):
-            part = k.b.let("part", k.b.over("i"), t.Reduce("sum", _share(k, c, ds).name, "j"))
+            part = k.b.let("part", k.b.over("i"), t.Reduce("sum", share_of(k, c, ds).name, "j"))
             new += (k.b.value(op("add", total, part), "sum"),)
         for c in found:
             if c.place == "pair":
@@ -151,14 +167,14 @@ def queries_kernel(p: Problem, tiles: Tiles, wanted: bool, found: tuple[Capture,
     k.guards = Guards(row=k.guards.row)
     if wanted:
         factor = split_coefficient(derivative(p.attend.score, p.attend.product))[0]
-        done = tuple(_scaled(k, v, factor, "dq") for v in final[: len(dq)])
+        done = tuple(scaled(k, v, factor, "dq") for v in final[: len(dq)])
         k.store_matrix("d_q", "d", (b, h), k.row, k.guards.row, done)
     for c, total in zip(summed, final[len(dq) :], strict=True):
-        _store_rows(k, c, _scaled(k, total, split_coefficient(c.factor)[0], "sum"), tiles.rows)
+        store_rows(k, c, scaled(k, total, split_coefficient(c.factor)[0], "sum"), tiles.rows)
     return t.Kernel("queries_kernel", row_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
 
 
-def _store_rows(k: Stream, c: Capture, per_row: Var, tile: int) -> None:
+def store_rows(k: Stream, c: Capture, per_row: Var, tile: int) -> None:
     """Stores a capture's row sums, or their sum over the tile's valid rows."""
     k.tensors[c.buffer] = None
     if c.place == "row":
@@ -174,7 +190,7 @@ def _add_pairs(k: Stream, c: Capture, ds: Var) -> None:
     """Adds a tile's gradient where the read's own index points."""
     k.tensors[c.buffer] = None
     factor, _ = split_coefficient(c.factor)
-    share = _scaled(k, _share(k, c, ds), factor, "share")
+    share = scaled(k, share_of(k, c, ds), factor, "share")
     index = []
     for n, at in enumerate(c.load.index):
         param = k.p.params.get(c.load.tensor)
@@ -213,7 +229,7 @@ def keys_kernel(p: Problem, tiles: Tiles, wanted: frozenset[str], found: tuple[C
         final = k.walk(seen, "i0", "i", (*state, *sums), turn, "queries", tiles.config.stages)
         for c, total in zip(found, final[len(state) :], strict=True):
             k.tensors[c.buffer] = None
-            done = _scaled(k, total, split_coefficient(c.factor)[0], "sum")
+            done = scaled(k, total, split_coefficient(c.factor)[0], "sum")
             k.b.add(t.Store(c.buffer, (b, k.head(), k.key), done.name, own))
         return final[: len(state)]
 
@@ -223,16 +239,16 @@ def keys_kernel(p: Problem, tiles: Tiles, wanted: frozenset[str], found: tuple[C
         k.guards = Guards(inside if masked else Guards().row, own)
         q = _queries(k, "q", "d")
         s = k.product(keys, q, "s", "d")
-        known = _scores(k, s, k.allowed(p.by_key.mask, inside) if masked else None)
+        known = pair_scores(k, s, k.allowed(p.by_key.mask, inside) if masked else None)
         d_out = _queries(k, "d_out", "e")
         new_dv = k.accumulate(state[len(dk) : len(dk) + len(dv)], known.w, d_out, "i", "dv") if dv else ()
-        ds = _score_gradient(k, known, k.product(values, d_out, "dp", "e"))
-        new_dk = k.accumulate(state[: len(dk)], _product_gradient(k, ds)[1], q, "i", "dk") if dk else ()
+        ds = score_gradient(k, known, k.product(values, d_out, "dp", "e"))
+        new_dk = k.accumulate(state[: len(dk)], product_gradient(k, ds)[1], q, "i", "dk") if dk else ()
         if "q" in wanted:
             _add_queries(k, ds, keys)
         new = (*new_dk, *new_dv)
         for c, total in zip(found, state[len(dk) + len(dv) :], strict=True):
-            part = k.b.let("part", k.b.over("j"), t.Reduce("sum", _share(k, c, ds).name, "i"))
+            part = k.b.let("part", k.b.over("j"), t.Reduce("sum", share_of(k, c, ds).name, "i"))
             new += (k.b.value(op("add", total, part), "sum"),)
         return new
 
@@ -244,7 +260,7 @@ def keys_kernel(p: Problem, tiles: Tiles, wanted: frozenset[str], found: tuple[C
         final = head(Var("g", "int"), final)
     if dk:
         factor = split_coefficient(derivative(p.attend.score, p.attend.product))[0]
-        k.store_matrix("d_k", "d", (b, g), k.key, own, tuple(_scaled(k, v, factor, "dk") for v in final[: len(dk)]))
+        k.store_matrix("d_k", "d", (b, g), k.key, own, tuple(scaled(k, v, factor, "dk") for v in final[: len(dk)]))
     if dv:
         k.store_matrix("d_v", "e", (b, g), k.key, own, final[len(dk) :])
     return t.Kernel("keys_kernel", key_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
@@ -253,7 +269,7 @@ def keys_kernel(p: Problem, tiles: Tiles, wanted: frozenset[str], found: tuple[C
 def _add_queries(k: Stream, ds: Var, keys: tuple[Var, ...]) -> None:
     """Adds what a tile of keys gives dQ, laid out channel by query: scores stay key by query."""
     k.tensors["d_q"] = None
-    factor, dqk = _product_gradient(k, ds)
+    factor, dqk = product_gradient(k, ds)
     narrow = k.cast(dqk, k.p.variant.dtype)
     row = k.b.axis("i", k.b.extent("i"))
     for (c, real, axis), y in zip(k.pieces("d"), keys, strict=True):

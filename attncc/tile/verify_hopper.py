@@ -45,13 +45,18 @@ def _written(s: t.Stmt) -> t.Slot | None:
 
 
 def _slots(places: list[Place]) -> None:
-    """Who writes each buffer: partitions may share an allocation by constant slots or by parts."""
+    """Who writes each buffer: partitions may share an allocation by constant slots or by parts.
+
+    A slot that one copy fills, outside of loops, may be written by its reader afterwards: that it has been read by
+    then is the interpreter's to check.
+    """
     known = {p.stmt.name: p.stmt for p in places if isinstance(p.stmt, t.AllocShared)}
     writers: dict[tuple[str, object, object], str] = {}
     for place in places:
         slot = _written(place.stmt)
         if slot is None:
             continue
+        once = isinstance(place.stmt, t.CopyIn) and not place.loops
         if slot.name not in known:
             raise place.error(PartitionError, f"{slot.name} is not allocated")
         if isinstance(slot.index, Const) and not 0 <= slot.index.value < known[slot.name].depth:
@@ -59,9 +64,10 @@ def _slots(places: list[Place]) -> None:
         for (name, index, part), other in writers.items():
             apart = isinstance(index, Const) and isinstance(slot.index, Const) and index is not slot.index
             parts = part is not None and slot.part is not None and part != slot.part
-            if name == slot.name and other != place.partition and not apart and not parts:
+            if name == slot.name and other != place.partition and not apart and not parts and not once:
                 raise place.error(PartitionError, f"{slot.name} is written by {other} and by {place.partition}")
-        writers[slot.name, slot.index, slot.part] = place.partition
+        if not once:
+            writers[slot.name, slot.index, slot.part] = place.partition
 
 
 def _barriers(places: list[Place]) -> None:

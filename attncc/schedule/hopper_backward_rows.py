@@ -1,0 +1,72 @@
+"""Plain kernels around the partitioned backward: row statistics packed by tile before it, dQ cast after it."""
+
+from __future__ import annotations
+
+from attncc.expr.build import op
+from attncc.expr.nodes import Const, Var
+from attncc.passes.differentiate import derivative
+from attncc.passes.stream import LOG2E
+from attncc.schedule.captured import Capture, split_coefficient
+from attncc.schedule.config import Tiles
+from attncc.schedule.hopper_backward import affine, packed
+from attncc.schedule.hopper_config import HopperBackward
+from attncc.schedule.stream import B, H, M, Problem, Stream, b, h
+from attncc.schedule.stream_backward import gradients_of_z, row_statistics, scaled
+from attncc.schedule.stream_forward import row_grid, row_program
+from attncc.tile import nodes as t
+
+
+def statistics_kernel(p: Problem, plan: HopperBackward, of_z: tuple[Capture, ...], plain: bool) -> t.Kernel:
+    """What a turn needs of its rows, side by side, and the gradients of what z reads.
+
+    Where dP's accumulator starts at a statistic it is -delta, where that of q @ k does it is -log2 Z in units of the
+    product. `plain` also writes delta and log2 Z as they are, for a kernel of rows. Rows past the end get 0.
+    """
+    k = Stream(p, ("i", "j"))
+    tiles = Tiles(plan.rows, 16, t.Config(warps=4, stages=1))
+    row_program(k, tiles)
+    delta, log_z = row_statistics(k)
+    if plain:
+        k.store_stat(p.own("delta"), delta)
+        k.store_stat(p.own("log_z"), log_z)
+    gradients_of_z(k, of_z, delta, log_z, plan.rows)
+    slope = affine(p) if plan.started else None
+    first = log_z if slope is None else k.b.value(op("mul", log_z, -1.0 / (slope * LOG2E)), "start")
+    second = k.b.value(op("neg", delta), "minus_delta") if p.exponential else delta
+    name = p.own("statistics")
+    k.tensors[name] = None
+    tile = k.b.value(op("floordiv", Var(p.own("i0"), "int"), plan.rows), "tile")
+    lane = k.b.let("lane", t.Type(k.b.over("i").axes, "i32"), t.Iota(Const(0, "int")))
+    for n, value in enumerate((first, second)):
+        at = op("add", lane, n * plan.rows) if n else lane
+        k.b.add(t.Store(name, (b, h, tile, at), value.name))
+    return t.Kernel("statistics_kernel", row_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
+
+
+def statistics(p: Problem, plan: HopperBackward) -> t.Tensor:
+    """A row of the statistics of `plan.rows` queries per tile."""
+    tiles = op("floordiv", op("add", M, plan.rows - 1), plan.rows)
+    extents = (B, H, tiles, Const(plan.rows * len(packed(p)), "int"))
+    return t.Tensor(p.own("statistics"), ("b", "h", "t", "x"), extents, p.real)
+
+
+def query_sums(p: Problem) -> t.Tensor:
+    """What all programs add dQ to, its common factor left out."""
+    return t.Tensor(p.own("d_q_sum"), ("b", "h", "i", "d"), (B, H, M, Const(p.variant.D, "int")), p.real)
+
+
+def cast_kernel(p: Problem) -> t.Kernel:
+    """d_q from its float32 sum."""
+    k = Stream(p, ("i", "j"))
+    tiles = Tiles(64, 16, t.Config(warps=4, stages=1))
+    row_program(k, tiles)
+    source, guard = p.own("d_q_sum"), k.guards.row
+    k.tensors[source] = None
+    factor = split_coefficient(derivative(p.attend.score, p.attend.product))[0]
+    parts = []
+    for c, real, axis in k.pieces("d"):
+        type = t.Type((*k.b.over("i").axes, axis), p.real)
+        total = k.b.let("dq", type, t.Load(source, (b, h, k.row, c), op("and", guard, real)))
+        parts.append(scaled(k, total, factor, "dq"))
+    k.store_matrix("d_q", "d", (b, h), k.row, guard, tuple(parts))
+    return t.Kernel("cast_kernel", row_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)

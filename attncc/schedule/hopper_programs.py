@@ -1,0 +1,64 @@
+"""The host program of a partitioned backward: row statistics, dK and dV with the sum of dQ, d_q, and captures."""
+
+from __future__ import annotations
+
+from attncc.expr.build import op
+from attncc.expr.nodes import Const
+from attncc.schedule import steps as plain
+from attncc.schedule.captured import Capture, buffer, captures
+from attncc.schedule.hopper import backward_refusal
+from attncc.schedule.hopper_backward import KEYS, partitioned_keys
+from attncc.schedule.hopper_backward_rows import cast_kernel, query_sums, statistics, statistics_kernel
+from attncc.schedule.hopper_config import HopperBackward, backward_plan
+from attncc.schedule.prune import prune
+from attncc.schedule.runs import Run
+from attncc.schedule.stream import B, H, N, Problem
+from attncc.schedule.stream_backward import queries_kernel
+from attncc.tile import nodes as t
+
+
+def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward | None = None) -> t.Program | str:
+    """The partitioned backward, or why there is none. Captures by row or by pair get a plain kernel beside it."""
+    demand = plain.demand(p)
+    how = chosen or backward_plan(p.variant.D, p.variant.E, demand)
+    refused = backward_refusal(p, demand)
+    if refused:
+        return refused
+    wanted = p.variant.gradients
+    found = captures(p)
+    inside = tuple(c for c in found if c.place in ("key", "tile") and not c.of_z)
+    of_z = tuple(c for c in found if c.of_z)
+    beside = tuple(c for c in found if c.place in ("row", "pair") and not c.of_z)
+    tiles = plain.plain_plan(p)
+    main = bool({"q", "k", "v"} & set(wanted) or inside)
+    kernels: list[t.Kernel] = []
+    if p.normalised:
+        kernels.append(statistics_kernel(p, how, of_z, bool(beside)))
+    if main:
+        kernels.append(partitioned_keys(p, how, frozenset(wanted) & {"q", "k", "v"}, inside))
+    if "q" in wanted:
+        kernels.append(cast_kernel(p))
+    if beside:
+        kernels.append(queries_kernel(p, tiles.queries, False, beside))
+    scans, before = plain.scans_read(p, runs, tuple(kernels))
+    steps: list[t.Step] = [*plain.prologue(p, tuple(kernels)), *before]
+    if p.normalised:
+        steps.append(t.Alloc(statistics(p, how)))
+        steps += [t.Alloc(plain.stat(p, n)) for n in map(p.own, ("delta", "log_z")) if beside]
+    steps += [t.Alloc(query_sums(p), 0.0)] if "q" in wanted else []
+    steps += [t.Alloc(plain.tensor(p, f"d_{n}", strided=True), like=n) for n in wanted if n in ("q", "k", "v")]
+    buffers = {c.buffer: _buffer(c, p, how, tiles.queries.rows) for c in found}
+    steps += [t.Alloc(buffers[c.buffer], 0.0 if c.place == "pair" else None) for c in found]
+    steps += [t.Launch(k.name) for k in kernels]
+    steps += [s for n in wanted if n not in ("q", "k", "v") for s in plain.collected(p, n, found, buffers)]
+    outputs = tuple(f"d_{n}" for n in wanted)
+    every = tuple(map(prune, (*scans, *kernels)))
+    return t.Program("backward", plain.backward_inputs(p), plain.scalars(p), every, tuple(steps), outputs)
+
+
+def _buffer(c: Capture, p: Problem, how: HopperBackward, rows: int) -> t.Tensor:
+    """The tensor a capture's share is collected in: one number per consumer where no index is left."""
+    if c.place != "tile" or c.of_z:
+        return buffer(c, p, how.rows if c.of_z else rows)
+    programs = op("floordiv", op("add", N, 2 * KEYS - 1), 2 * KEYS)
+    return t.Tensor(c.buffer, ("b", "h", "t", "x"), (B, H, programs, Const(2, "int")), p.real)
