@@ -26,8 +26,9 @@ from attncc.codegen.scalars import (
     infix,
 )
 from attncc.errors import InternalError
+from attncc.expr.build import op
 from attncc.expr.interval import Interval, bounds
-from attncc.expr.nodes import Const, Expr, Op, Var, walk
+from attncc.expr.nodes import Const, Expr, Op, Var, rewrite, walk
 
 LOG2E = math.log2(math.e)
 
@@ -45,24 +46,33 @@ GLUON: Mapping[str, Form] = {
     "abs": Form("gl.abs({})"),
     "recip": Form("1.0 / {}", PRODUCT, (UNARY,)),
     "square": Form("{0} * {0}", PRODUCT, (UNARY,)),
+    "pow": Form("gl.exp2({1} * gl.log2({0}))", CALL, (TERNARY, PRODUCT)),
     "exp": Form(f"gl.exp2({{}} * {LOG2E!r})", CALL, (PRODUCT,)),
     "exp2": Form("gl.exp2({})"),
+    "expm1": Form("_expm1_gl({})"),
     "log": Form(f"gl.log2({{}}) * {1 / LOG2E!r}", PRODUCT),
     "log2": Form("gl.log2({})"),
+    "log1p": Form("_log1p_gl({})"),
     "sqrt": Form("gl.sqrt({})"),
     "rsqrt": Form("gl.rsqrt({})"),
     "sin": Form("gl.sin({})"),
     "cos": Form("gl.cos({})"),
-    "tanh": Form("_tanh({})"),
+    "tanh": Form("_tanh_gl({})"),
     "erf": Form("gl.erf({})"),
-    "sigmoid": Form("0.5 + 0.5 * _tanh(0.5 * {})", SUM, (PRODUCT,)),
+    "sigmoid": Form(f"1.0 / (1.0 + gl.exp2({{}} * {-LOG2E!r}))", PRODUCT, (PRODUCT,)),
+    "softplus": Form("gl.maximum({0}, 0.0) + _log1p_gl(gl.exp(-gl.abs({0})))", SUM),
     "relu": Form("gl.maximum({}, 0)"),
+    "elu": Form("gl.where({0} > 0, {0}, _expm1_gl(gl.minimum({0}, 0.0)))", CALL, (BITOR,)),
+    "silu": Form(f"{{0}} / (1.0 + gl.exp2({{0}} * {-LOG2E!r}))", PRODUCT, (UNARY,)),
+    "gelu": Form(f"0.5 * {{0}} * (1.0 + gl.erf({{0}} * {math.sqrt(0.5)!r}))", PRODUCT, (UNARY,)),
+    "floordiv": Form("_floordiv_gl({}, {})"),
+    "mod": Form("_mod_gl({}, {})"),
     "floor": Form("gl.floor({}).to(gl.int32)"),
     "ceil": Form("gl.ceil({}).to(gl.int32)"),
     "real": Form("{}.to(gl.float32)", CALL, (CALL,)),
     "where": Form("gl.where({}, {}, {})"),
 }
-"""Spellings for 16-bit operands: the special-function unit's tanh is 2**-11 exact, which is below their rounding."""
+"""Spellings of float32 arithmetic on the special-function unit; names that end in `_gl` are helpers of the module."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +150,30 @@ class Speller:
             if name == "mod":
                 form = Form("({0} % {1} + {1}) % {1}", PRODUCT, (UNARY, UNARY))
         else:
-            raise InternalError("no Gluon spelling of a division by what may be negative")
+            form = self.form(name)
         return self._apply(form, [done[a], done[b]])
 
     def form(self, name: str) -> Form:
         if name not in self.forms:
             raise InternalError(f"no spelling of {name} inside a kernel")
         return self.forms[name]
+
+
+def base_two(e: Expr) -> Expr:
+    """rewrite: exp(c * x) --> exp2((c * log2 e) * x); exp(x) --> exp2(x * log2 e)."""
+
+    def rule(node: Expr) -> Expr | None:
+        match node:
+            case Op("exp", (Op("mul", (Const(c), x)),)) | Op("exp", (Op("mul", (x, Const(c))),)):
+                return op("exp2", op("mul", x, c * LOG2E))
+            case Op("exp", (Op("neg", (x,)),)):
+                return op("exp2", op("mul", x, -LOG2E))
+            case Op("exp", (x,)):
+                return op("exp2", op("mul", x, LOG2E))
+            case _:
+                return None
+
+    return rewrite(e, rule)
 
 
 def literal(value: int | float | bool) -> str:

@@ -10,7 +10,8 @@ import re
 from textwrap import wrap
 
 from attncc.codegen import triton_printer as plain
-from attncc.codegen.boxes import all_statements
+from attncc.codegen.boxes import all_statements, boxes
+from attncc.codegen.gluon_helpers import helper_imports, helper_texts
 from attncc.codegen.gluon_layouts import layouts
 from attncc.codegen.gluon_spelling import Layouts
 from attncc.codegen.gluon_statements import Body, Scope
@@ -64,16 +65,6 @@ def _descriptor(tensor, box, swizzle):
     return TensorDescriptor(tensor, list(tensor.shape), [*steps[:-1], 1], box, layout)
 '''
 
-HELPERS = {
-    "_tanh": """\
-@gluon.jit
-def _tanh(x):
-    asm: gl.constexpr = "tanh.approx.f32 $0, $1;"
-    return gl.inline_asm_elementwise(asm, "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
-""",
-}
-
-
 def print_module(forward: Program, backward: Program | None, title: str, *, triton: tuple[int, int] = (3, 6)) -> str:
     """The module of a forward program and its backward, for a version of Triton."""
     return _module([p for p in (forward, backward) if p is not None], title, triton)
@@ -104,12 +95,12 @@ def _module(programs: list[Program], title: str, triton: tuple[int, int]) -> str
         hosts.line()
         hosts.line()
         print_host(hosts, program)
-    own = [HELPERS[n] for n in sorted(used)]
+    own = helper_texts(used, fast=any(t.dtype == "bf16" for t in programs[0].inputs))
     simple = _plain_part(others, programs[0], "".join(own))
     w = Writer()
     w.lines(f'"""{title}"""')
     w.line()
-    w.lines(IMPORTS + (PLAIN_IMPORTS if others else "") + GLUON_IMPORTS)
+    w.lines(IMPORTS + (PLAIN_IMPORTS if others else "") + helper_imports(used, GLUON_IMPORTS))
     w.line()
     for name, text in named.defined.items():
         w.line(f"{name} = gl.constexpr({text})")
@@ -143,6 +134,7 @@ class _KernelPrinter:
         self.w, self.program, self.kernel = w, program, kernel
         table, types = layouts(kernel)
         self.scope = Scope(types, table, tensors(program), named, triton)
+        self.scope.copied = boxes(kernel, tensors(program))
         self.scope.buffers = {s.name: s for s in all_statements(kernel.body) if isinstance(s, AllocShared)}
         for size in sizes(program):
             self.scope.known[Var(size, "int")] = Interval(0)

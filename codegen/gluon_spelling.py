@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from attncc.codegen.gluon_layouts import BITS, Blocked, Layout, Mma, Operand, Slice
-from attncc.tile.nodes import Dtype, Type
+from attncc.tile.nodes import Dtype, Slot, Type
+
+TESTED = ((3, 6), (3, 9))
+"""The versions of Triton (major, minor) whose compilers have taken every kernel of the tests."""
 
 DTYPES: Mapping[Dtype, str] = {
     "f64": "gl.float64",
@@ -31,6 +34,14 @@ def bulk(name: str, triton: tuple[int, int]) -> str:
     return BULK[name][triton >= (3, 9)]
 
 
+def swizzle(type_: Type) -> int:
+    """Bytes over which rows of a shared buffer are swizzled: the longest pattern its rows fill."""
+    row = type_.axes[-1].extent * BITS[type_.dtype] // 8
+    if len(type_.axes) < 2:
+        return 0
+    return next((w for w in (128, 64, 32) if row % w == 0), 0)
+
+
 def box_shape(slot: Slot, buffer: Type, rank: int) -> tuple[int, ...]:
     """What one bulk copy moves to or from a slot of `buffer`, over all `rank` axes of the tensor."""
     extents = [a.extent for a in buffer.axes]
@@ -41,24 +52,14 @@ def box_shape(slot: Slot, buffer: Type, rank: int) -> tuple[int, ...]:
 
 
 def descriptor_name(tensor: str, box: tuple[int, ...], boxes: Collection[tuple[int, ...]]) -> str:
-    """The descriptor of `tensor` for copies of `box`, where a kernel copies it in `boxes`: told apart by their rows."""
+    """The name of the descriptor for copies of `box` (extents along all axes of the tensor), one of `boxes`.
+
+    Boxes are told apart by their rows' length, or, where two share it, by all their extents.
+    """
     if len(set(boxes)) < 2:
         return f"{tensor}_desc"
     alike = {b for b in boxes if b[-1] == box[-1]}
     return f"{tensor}_desc_{box[-1] if len(alike) < 2 else 'x'.join(str(n) for n in box if n > 1)}"
-
-
-def swizzle(type_: Type) -> int:
-    """Bytes over which rows of a shared buffer are swizzled: the longest pattern its rows fill."""
-    row = type_.axes[-1].extent * BITS[type_.dtype] // 8
-    if len(type_.axes) < 2:
-        return 0
-    return next((w for w in (128, 64, 32) if row % w == 0), 0)
-
-
-def descriptor_name(tensor: str, box: tuple[int, ...], boxes: Collection[tuple[int, ...]]) -> str:
-    """The name of the descriptor for copies of `box` (extents along all axes of the tensor), one of `boxes`."""
-    return f"{tensor}_desc" if len(boxes) == 1 else f"{tensor}_desc_{box[-1]}"
 
 
 class Layouts:

@@ -8,7 +8,9 @@ from attncc.codegen.gluon_exprs import GLUON, Speller
 from attncc.codegen.scalars import PRODUCT, SUM, Form
 from attncc.expr.nodes import Expr, Op, walk
 
-_SHARED = {name: Form(f.text.replace("gl.", "tl."), f.level, f.places) for name, f in GLUON.items()}
+_SHARED = {
+    name: Form(f.text.replace("gl.", "tl."), f.level, f.places) for name, f in GLUON.items() if "_gl(" not in f.text
+}
 
 TRITON: Mapping[str, Form] = {
     **_SHARED,

@@ -1,0 +1,103 @@
+"""Helper functions that printed Gluon kernels call, each defined once in the module that calls it.
+
+Their names end in `_gl`: a module may hold plain Triton kernels, whose helpers are other functions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from attncc.codegen.triton_exprs import HELPERS as TRITON
+
+FAST_TANH = '''\
+@gluon.jit
+def _tanh_gl(x):
+    """The special-function unit's tanh: relative error 2**-11, below bfloat16's rounding."""
+    asm: gl.constexpr = "tanh.approx.f32 $0, $1;"
+    return gl.inline_asm_elementwise(asm, "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
+'''
+
+ADD_SHARED_TO_GLOBAL = '''\
+@builtin
+def _add_shared_to_global(descriptor, corner, source, _semantic=None):
+    """Adds a shared buffer to a box of a tensor; this version of Triton has the operation, and no name for it."""
+    corner = _semantic._convert_to_ir_values(corner, require_i64=False)
+    kind = ir.DESCRIPTOR_REDUCE_KIND.ADD
+    _semantic.builder.create_async_tma_reduce(kind, descriptor.handle, corner, source.handle)
+'''
+
+
+def _gluon(name: str) -> str:
+    """A helper of plain Triton kernels in Gluon's words."""
+    text = TRITON[name].replace("@triton.jit", "@gluon.jit").replace("tl.", "gl.")
+    return text.replace(f"_{name}(", f"_{name}_gl(")
+
+
+HELPERS: dict[str, str] = {
+    "_add_shared_to_global": ADD_SHARED_TO_GLOBAL,
+    "_tanh_gl": _gluon("tanh"),
+    "_expm1_gl": _gluon("expm1"),
+    "_log1p_gl": _gluon("log1p"),
+    "_mod_gl": '''\
+@gluon.jit
+def _mod_gl(a, b):
+    """The remainder with the sign of the divisor."""
+    rest = a % b
+    return gl.where((rest != 0) & ((rest < 0) != (b < 0)), rest + b, rest)
+''',
+    "_floordiv_gl": """\
+@gluon.jit
+def _floordiv_gl(a, b):
+    return (a - _mod_gl(a, b)) // b
+""",
+    "_plus_gl": """\
+@gluon.jit
+def _plus_gl(a, b):
+    return a + b
+""",
+    "_times_gl": """\
+@gluon.jit
+def _times_gl(a, b):
+    return a * b
+""",
+    "_larger_gl": """\
+@gluon.jit
+def _larger_gl(a, b):
+    return gl.maximum(a, b)
+""",
+}
+"""In order of definition: later ones may call earlier ones."""
+
+IMPORTS: dict[str, str] = {
+    "_add_shared_to_global": """\
+from triton._C.libtriton import ir
+from triton.experimental.gluon.language._core import builtin
+""",
+}
+"""What a helper needs from Triton beyond what every printed module imports."""
+
+_CALL = re.compile(r"\b_\w+(?=\()")
+
+
+def called(text: str) -> set[str]:
+    """The helpers that `text` names, those that these call included."""
+    found = {n for n in _CALL.findall(text) if n in HELPERS}
+    for name in tuple(found):
+        found |= called(HELPERS[name].partition("(")[2])
+    return found
+
+
+def helper_texts(names: Iterable[str], *, fast: bool = False) -> list[str]:
+    """The definitions of `names` and of what they call, in order. `fast`: operands are bfloat16."""
+    wanted = set(names)
+    for name in tuple(wanted):
+        wanted |= called(HELPERS[name].partition("(")[2])
+    return [FAST_TANH if fast and n == "_tanh_gl" else HELPERS[n] for n in HELPERS if n in wanted]
+
+
+def helper_imports(names: Iterable[str], lines: str) -> str:
+    """The import lines of a module, those that its helpers `names` need put where they sort."""
+    wanted = set(names)
+    first = "".join(text for n, text in IMPORTS.items() if n in wanted)
+    return first + lines

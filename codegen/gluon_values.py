@@ -1,0 +1,161 @@
+"""Names, expressions and values inside a Gluon kernel: each value in the register layout its user wants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from attncc.codegen.boxes import Box
+from attncc.codegen.gluon_exprs import Leaf, Speller, Text, base_two
+from attncc.codegen.gluon_helpers import called
+from attncc.codegen.gluon_layouts import Layout, project
+from attncc.codegen.gluon_spelling import DTYPES, Layouts
+from attncc.codegen.scalars import CALL, SUM, TERNARY, python_name
+from attncc.codegen.writer import Writer
+from attncc.errors import InternalError
+from attncc.expr.interval import Interval
+from attncc.expr.nodes import Const, Expr, Var, free_vars
+from attncc.tile.nodes import AllocShared, Cast, Full, Iota, Map, Op, Rename, Tensor, Type
+
+CHEAP = 8
+"""Values of so many steps are computed again in a second layout instead of exchanged between threads."""
+
+
+class Scope:
+    """What a kernel and its partitions know: types, layouts, tensors, the version they are printed for."""
+
+    def __init__(
+        self,
+        types: Mapping[str, Type],
+        table: Mapping[str, Layout],
+        tensors: Mapping[str, Tensor],
+        named: Layouts,
+        triton: tuple[int, int],
+    ) -> None:
+        self.types, self.table, self.tensors, self.named, self.triton = types, table, tensors, named, triton
+        self.buffers: dict[str, AllocShared] = {}
+        self.copied: dict[str, dict[str, Box]] = {}
+        """By tensor, then by the name of the descriptor: what the kernel copies in bulk."""
+        self.known: dict[Expr, Interval] = {}
+        self.helpers: set[str] = set()
+
+
+class KernelSpeller(Speller):
+    """A speller that notes the helpers it calls."""
+
+    def __init__(self, axes: tuple[str, ...], leaf: Leaf, known: Mapping[Expr, Interval], helpers: set[str]) -> None:
+        super().__init__(axes, leaf, known)
+        self.helpers = helpers
+
+    def spell(self, e: Expr) -> Text:
+        text = super().spell(base_two(e))
+        self.helpers |= called(text.text)
+        return text
+
+
+class Values:
+    """The names of one body; `used` collects those it takes from outside, in order."""
+
+    def __init__(self, w: Writer, scope: Scope) -> None:
+        self.w, self.scope = w, scope
+        self.used: dict[str, None] = {}
+        self.bound: set[str] = set()
+        self.recipes: dict[str, Op] = {}
+
+    def use(self, name: str) -> str:
+        if name not in self.bound:
+            self.used.setdefault(name)
+        return python_name(name)
+
+    def bind(self, name: str) -> str:
+        self.bound.add(name)
+        return python_name(name)
+
+    # --- expressions
+
+    def speller(self, type_: Type, layout: Layout | None) -> KernelSpeller:
+        axes = type_.names()
+
+        def leaf(v: Var) -> Text:
+            own = self.scope.types.get(v.name)
+            if own is None or not own.axes:
+                return Text(self.use(v.name), CALL)
+            return Text(self.value(v.name, self._slice(v.name, axes, layout)), CALL, own.names())
+
+        return KernelSpeller(axes, leaf, self.scope.known, self.scope.helpers)
+
+    def _slice(self, name: str, axes: tuple[str, ...], layout: Layout | None) -> Layout:
+        """The layout in which a value meets others over `axes` that lie in `layout`."""
+        own = self.scope.types[name].names()
+        if layout is None:
+            raise InternalError(f"{name} has axes where a scalar is wanted")
+        if own != tuple(a for a in axes if a in own):
+            raise InternalError(f"{name} lies as {own}, its user as {axes}")
+        return project(layout, axes, own)
+
+    def scalar(self, e: Expr, place: int = TERNARY) -> str:
+        return self.speller(Type((), "i32"), None).text(e, place)
+
+    def axes(self, e: Expr) -> bool:
+        """Whether an expression has axes."""
+        return any(v in self.scope.types and self.scope.types[v].axes for v in free_vars(e))
+
+    # --- values
+
+    def value(self, name: str, layout: Layout) -> str:
+        """A value in the layout its user wants: as it is, computed again, or converted."""
+        if self.scope.table[name] == layout:
+            return self.use(name)
+        if self._steps(name) <= CHEAP:
+            return self._again(name, layout)
+        return f"gl.convert_layout({self.use(name)}, {self.scope.named.register(layout)})"
+
+    def _steps(self, name: str) -> int:
+        """How many operations give a value from scalars alone; many where it takes more than arithmetic."""
+        match self.recipes.get(name):
+            case Iota() | Full():
+                return 1
+            case Map(body):
+                inside = (self._steps(v) for v in free_vars(body) if self.axes(Var(v, "int")))
+                return 1 + sum(inside)
+            case Cast(value) | Rename(value):
+                return 1 + self._steps(value)
+            case _:
+                return CHEAP + 1
+
+    def _again(self, name: str, layout: Layout) -> str:
+        text = self.computed(self.scope.types[name], layout, self.recipes[name])
+        return text if text.endswith(")") and text.startswith("gl.") and " " not in text.split("(")[0] else f"({text})"
+
+    def computed(self, type_: Type, layout: Layout, op: Op) -> str:
+        """A constant, a position, or arithmetic on values, over the axes of `type_`."""
+        into = self.scope.named.register(layout)
+        match op:
+            case Full(value):
+                return f"gl.full({shape(type_)}, {self.scalar(value)}, {DTYPES[type_.dtype]}, {into})"
+            case Iota(base):
+                steps = f"gl.arange(0, {type_.axes[0].extent}, {into})"
+                return steps if base is Const(0, "int") else f"{self.scalar(base, SUM)} + {steps}"
+            case Map(body):
+                at = self.speller(type_, layout)
+                return self.spread(at.spell(body), type_, layout, at).text
+            case Cast(value):
+                return f"{self.value(value, layout)}.to({DTYPES[type_.dtype]})"
+            case Rename(value):
+                return self.value(value, layout)
+            case _:
+                raise InternalError(f"{type(op).__name__} is not computed twice")
+
+    def spread(self, text: Text, type_: Type, layout: Layout, at: Speller) -> Text:
+        """`text` over all axes of `type_`."""
+        axes, into = type_.names(), self.scope.named.register(layout)
+        if text.axes == axes:
+            return text
+        if not text.axes:
+            return Text(f"gl.full({shape(type_)}, {text.at(TERNARY)}, {DTYPES[type_.dtype]}, {into})", CALL, axes)
+        zeros = f"gl.zeros({shape(type_)}, gl.float32, {into})"
+        return Text(f"gl.broadcast({at.widen(text, axes).at(TERNARY)}, {zeros})[0]", CALL, axes)
+
+
+def shape(type_: Type) -> str:
+    """A type's extents as a list."""
+    return str([a.extent for a in type_.axes])
