@@ -13,6 +13,7 @@ _HOMES = {
     "emit": "attncc.cli_emit",
     "dump": "attncc.cli_inside",
     "explain": "attncc.cli_inside",
+    "bench": "attncc.cli_bench",
 }
 _HELP = {
     "check": "Parse and check specs.",
@@ -21,6 +22,7 @@ _HELP = {
     "emit": "Write self-contained source.",
     "dump": "Print the IR after a pass.",
     "explain": "Tell what was derived from a spec, or what an error code means.",
+    "bench": "Time specs beside the libraries that are installed.",
 }
 
 

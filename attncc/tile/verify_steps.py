@@ -133,12 +133,17 @@ def used_inputs(program: t.Program) -> set[str]:
 def backward_reads_all(forward: t.Program, backward: t.Program) -> None:
     """13. Every input and constant that the forward reads, the backward reads, where it returns d_q, d_k and d_v.
 
-    Of fewer gradients some need less: d_v alone reads no v.
+    Of fewer gradients some need less: d_v alone reads no v, and a captured real without a gradient may act through
+    lse alone, as a term of the softmax's sum does.
     """
     if not {"d_q", "d_k", "d_v"} <= set(backward.outputs):
         return
+    in_lse = set[str]()
+    if any(x.name == "lse" for x in backward.inputs):
+        reals = {x.name for x in forward.inputs if x.dtype in ("bf16", "f16", "f32", "f64")}
+        in_lse = {n for n in reals if f"d_{n}" not in backward.outputs}
     for what, mine, other in (
-        ("tensor", used_inputs(forward), used_inputs(backward)),
+        ("tensor", used_inputs(forward) - in_lse, used_inputs(backward)),
         ("constant", used_scalars(forward), used_scalars(backward)),
     ):
         lost = sorted(mine - other)

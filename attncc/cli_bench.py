@@ -1,0 +1,190 @@
+"""`attncc bench`: compiled specs beside the libraries that are installed."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from attncc.cli_common import constants, echo_json, guarded, integers, pairs, require_spec
+from attncc.cli_run import DTYPES, SIZES, _device
+
+if TYPE_CHECKING:
+    from attncc.runtime.bench.measure import Plan
+    from attncc.runtime.bench.report import Measured
+    from attncc.runtime.bench.suite import Row
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What all rows share."""
+
+    device: Any
+    dtype: Any
+    seed: int
+
+
+@click.command()
+@click.argument("files", nargs=-1, metavar="FILE...")
+@click.option("--suite", default="", metavar="NAME|TOML", help="Rows as data: `softmax`, or a file of your own.")
+@click.option("--only", default="", metavar="PATTERN,...", help="Rows whose label holds one of these; * is a wildcard.")
+@click.option("--shape", "shapes", multiple=True, metavar="B=2,H=16,N=8192,D=128", help="Of FILEs; may be repeated.")
+@click.option("--vs", "against", default="", metavar="NAME,...", help="Peers; all that are installed if left out.")
+@click.option("--dtype", type=click.Choice(list(DTYPES)), help="float32 on the CPU, bfloat16 on a GPU.")
+@click.option("--backend", "backends", default="auto", metavar="NAME,...", help="attncc's backends, each timed.")
+@click.option("--device", default="", help="cpu, cuda or cuda:1; a GPU where there is one.")
+@click.option("--const", "given", multiple=True, metavar="NAME=VALUE", help="Set a constant of the header.")
+@click.option("--fill", "fills", multiple=True, metavar="TENSOR=HOW", help="steps:1024, halves, normal:0.3 or all:1.")
+@click.option("--forward", "which", flag_value="forward", help="Time the forward alone, without gradients.")
+@click.option("--backward", "which", flag_value="backward", help="Time the backward alone.")
+@click.option("--both", "which", flag_value="both", default=True, help="Time both (the default).")
+@click.option("--rounds", default=5, type=click.IntRange(1), help="In each, everyone is timed once.")
+@click.option("--milliseconds", default=20.0, type=click.FloatRange(0.0), help="Of calls that are timed in a round.")
+@click.option("--seed", default=0, help="Of the made-up tensors.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=False,
+    flag_value="-",
+    default="",
+    metavar="[OUT]",
+    help="All figures as JSON, printed or written.",
+)
+@click.option("--markdown", type=click.Path(dir_okay=False), help="Write a table in Markdown.")
+@click.option("--chart", type=click.Path(dir_okay=False), help="Write a bar chart (needs matplotlib).")
+@guarded
+def bench(files: tuple[str, ...], suite: str, only: str, as_json: str, **options: Any) -> None:
+    """Time each FILE, or the rows of a suite, beside the peers that are installed.
+
+    Everyone gets the same tensors in one process; rounds take turns; medians are shown. A peer takes part where its
+    call can be derived from the spec, and is not timed where its results differ from attncc's.
+    """
+    if bool(files) == bool(suite):
+        raise click.UsageError("name FILEs or a --suite")
+    for file in files:
+        require_spec(file)
+    rows = _suite(suite, only) if suite else _given(files, options["shapes"], options["given"], options["fills"])
+    if not rows:
+        raise click.BadParameter(f"no row matches {only!r}")
+    if options["chart"]:
+        _require_matplotlib()
+    import torch
+
+    where = _device(options["device"], options["backends"])
+    usual = torch.float32 if where.type == "cpu" else torch.bfloat16
+    kind = _Kind(where, getattr(torch, DTYPES[options["dtype"]]) if options["dtype"] else usual, options["seed"])
+    found = _run(rows, kind, _plan(options), {**options, "json": as_json})
+    if as_json == "-":
+        from attncc.runtime.bench.report import data, machine
+
+        echo_json({"ok": all(m.good for m in found), **data(found, machine(where))})
+    sys.exit(0 if all(m.good for m in found) else 1)
+
+
+def _suite(named: str, only: str) -> list[Row]:
+    from attncc.runtime.bench.suite import read_suite
+
+    try:
+        return read_suite(named, only)
+    except ValueError as e:
+        raise click.BadParameter(str(e)) from None
+
+
+def _given(
+    files: tuple[str, ...], shapes: tuple[str, ...], given: tuple[str, ...], fills: tuple[str, ...]
+) -> list[Row]:
+    from attncc.runtime.bench.suite import Row
+
+    if not shapes:
+        raise click.UsageError("--shape is missing, for example B=2,H=16,N=8192,D=128")
+    values, filled = constants(given), {n: how for f in fills for n, how in pairs(f).items()}
+    sizes = [integers(s, SIZES) for s in shapes]
+    return [Row(Path(f).stem, f, s, values, filled) for f in files for s in sizes]
+
+
+def _plan(options: dict[str, Any]) -> Plan:
+    from attncc.runtime.bench.measure import WHICH, Plan
+    from attncc.runtime.bench.peers import families, peers
+
+    known = families()
+    wanted = [n.strip() for n in options["against"].split(",") if n.strip()]
+    if wanted == ["none"]:
+        known, wanted = (), []
+    for name in wanted:
+        if name not in known:
+            raise click.BadParameter(f"there is no peer {name!r}; known: {', '.join(known)}, none")
+    found = tuple(p for family in wanted or known for p in peers(family))
+    which = WHICH if options["which"] in ("both", True, None) else (options["which"],)
+    backends = tuple(n.strip() for n in options["backends"].split(",") if n.strip())
+    return Plan(backends, found, which, options["rounds"], measure_ms=options["milliseconds"])
+
+
+def _run(rows: list[Row], kind: _Kind, plan: Plan, options: dict[str, Any]) -> list[Measured]:
+    from attncc.runtime.bench.report import heading, lines, machine
+
+    where, quiet = machine(kind.device), options["json"] == "-"
+    if not quiet:
+        click.echo(", ".join(f"{k} {v}" for k, v in where.items()))
+        for peer in plan.peers:
+            if reason := peer.available(kind.device):
+                click.echo(f"without {peer.name}: {reason}")
+        click.echo(heading())
+    found: list[Measured] = []
+    for row in rows:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of peers
+            found.append(_one(row, kind, plan))
+        if not quiet:
+            click.echo("\n".join(lines(found[-1])))
+        _write(found, where, options)
+    if options["chart"]:
+        from attncc.runtime.bench.chart import draw
+
+        title = ", ".join(v if k == "device" else f"{k} {v}" for k, v in where.items())
+        draw(found, title, options["chart"])
+    return found
+
+
+def _one(row: Row, kind: _Kind, plan: Plan) -> Measured:
+    """Measures a row."""
+    from attncc.driver import load
+    from attncc.runtime.bench.case import build
+    from attncc.runtime.bench.measure import measure
+    from attncc.runtime.bench.report import measured
+    from attncc.runtime.checks import check_constants
+    from attncc.runtime.interface import interface_of
+    from attncc.runtime.warmup import full_sizes
+
+    sizes = full_sizes(row.shape)
+    spec = load(row.spec)[0]
+    values = check_constants(interface_of(spec), dict(row.constants))
+    common: dict[str, Any] = {"dtype": kind.dtype, "device": kind.device, "seed": kind.seed}
+    common["backward"] = "backward" in plan.which
+    try:
+        case = build(row.name, row.spec, spec, values, sizes, fills=row.fills, **common)
+    except (KeyError, ValueError) as e:
+        raise click.BadParameter(f"a captured tensor can't be filled so: {e}") from None
+    anchor = case.with_spec(row.anchor, load(row.anchor)[0]) if row.anchor else None
+    return measured(row, case, measure(case, plan, anchor))
+
+
+def _write(found: list[Measured], where: dict[str, str], options: dict[str, Any]) -> None:
+    """After each row, so that what was measured is kept if a later one fails."""
+    from attncc.runtime.bench.report import data, markdown
+
+    if options["json"] not in ("", "-"):
+        Path(options["json"]).write_text(json.dumps(data(found, where), indent=1) + "\n", encoding="utf-8")
+    if options["markdown"]:
+        Path(options["markdown"]).write_text(markdown(found, where), encoding="utf-8")
+
+
+def _require_matplotlib() -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("matplotlib") is None:
+        raise click.UsageError("--chart needs matplotlib: pip install 'attncc[bench]'")

@@ -1,0 +1,234 @@
+"""What was measured, as text, Markdown and plain data."""
+
+from __future__ import annotations
+
+import math
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from attncc.runtime.bench.case import Case
+from attncc.runtime.bench.measure import WHICH, Contestant
+from attncc.runtime.bench.suite import Bound, Goal, Row
+
+_SLACK = 0.02
+"""A ratio of 0.98 counts as 1."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One row and what came of it."""
+
+    row: Row
+    dtype: str
+    density: float
+    flops: Mapping[str, float]
+    entries: Sequence[Contestant]
+
+    @property
+    def ours(self) -> tuple[Contestant, ...]:
+        return tuple(e for e in self.entries if e.ours and e.name != "anchor")
+
+    @property
+    def good(self) -> bool:
+        """Whether all results agree."""
+        return all(e.status != "wrong" for e in self.entries)
+
+    def tflops(self, entry: Contestant, which: str) -> float | None:
+        """Of the pairs that the mask leaves."""
+        ms = entry.median(which)
+        share = entry.work.pairs / (self.ours[0].work.pairs or 1.0)
+        return None if ms is None else share * self.flops[which] / ms / 1e9
+
+    def ratio(self, mine: Contestant, over: str, which: str) -> tuple[float, float, float] | None:
+        """How many times as fast as `over`: of the medians, and the least and largest of any round."""
+        other = next((e for e in self.entries if e.name == ("anchor" if over == "tile" else over)), None)
+        if other is None:
+            return None
+        a, b = ((e.forward if which == "forward" else e.backward) for e in (mine, other))
+        if not a or not b:
+            return None
+        share = mine.work.tiles / (other.work.tiles or 1.0) if over == "tile" else 1.0
+        each = [share * y / x for x, y in zip(a, b, strict=True)]
+        return share * statistics.median(b) / statistics.median(a), min(each), max(each)
+
+    def reached(self, mine: Contestant, goal: Goal, which: str) -> bool | None:
+        """Whether a bound of the goal holds; None where nobody it is measured by was timed."""
+        found = [(_least(b, which), self.ratio(mine, b.over, which)) for b in goal.bounds]
+        known = [(least, r[0]) for least, r in found if r is not None]
+        return any(r >= (least - _SLACK if least == 1 else least) for least, r in known) if known else None
+
+
+# --- text -----------------------------------------------------------------------------------------------------------
+
+_HEAD = f"{'':34} {'':12}" + "".join(f" {w + ' ms':>12} {'TFLOP/s':>8} {'+-':>5} {'ours':>6}" for w in WHICH)
+
+
+def heading() -> str:
+    """The table's head; `ours` is how many times as fast attncc is."""
+    return f"{_HEAD} {'error':>8} {'first':>7}"
+
+
+def lines(m: Measured) -> list[str]:
+    """The table's lines of one row: a contestant each but the absent ones, then the goals."""
+    found = []
+    for n, e in enumerate(e for e in m.entries if e.status != "absent"):
+        label = m.row.label if n == 0 else f"  {100 * m.density:.3g}% of the pairs" if n == 1 else ""
+        found.append(f"{label:<34} {e.name:<12}{_figures(m, e)}".rstrip())
+    for mine in m.ours:
+        for goal in m.row.goals:
+            states = [f"{w} {_said(m, mine, goal, w)}" for w in WHICH if m.reached(mine, goal, w) is not None]
+            if states:
+                found.append(f"{'':34} {mine.name}: {goal.text}: {', '.join(states)}")
+    return found
+
+
+def _figures(m: Measured, e: Contestant) -> str:
+    if e.status != "timed":
+        return f" {e.status.upper() if e.status == 'wrong' else e.status}: {e.note}"
+    parts = []
+    for which in WHICH:
+        ms, speed = e.median(which), m.tflops(e, which)
+        if ms is None or speed is None:
+            parts.append(f" {'':12} {'':8} {'':5} {'':6}")
+            continue
+        over = m.ratio(m.ours[0], "tile" if e.name == "anchor" else e.name, which) if e is not m.ours[0] else None
+        parts.append(f" {ms:12.4g} {speed:8.4g} {_spread(e, which):>5} {'' if over is None else f'{over[0]:.2f}':>6}")
+    worst = f"{max(e.errors.values()):.1e}" if e.errors else ""
+    return f"{''.join(parts)} {worst:>8} {e.first_s:6.1f}s {e.note}"
+
+
+def _spread(e: Contestant, which: str) -> str:
+    """Half the distance of the fastest and slowest round."""
+    times = e.forward if which == "forward" else e.backward
+    return f"{50 * (max(times) - min(times)) / statistics.median(times):.1f}%"
+
+
+def _said(m: Measured, mine: Contestant, goal: Goal, which: str) -> str:
+    ratios = ((b.over, m.ratio(mine, b.over, which)) for b in goal.bounds)
+    shown = ", ".join(f"{r[0]:.2f} {over}" for over, r in ratios if r is not None)
+    return f"{'reached' if m.reached(mine, goal, which) else 'MISSED'} ({shown})"
+
+
+# --- Markdown -------------------------------------------------------------------------------------------------------
+
+
+def markdown(rows: Sequence[Measured], where: Mapping[str, str]) -> str:
+    """One table: TFLOP/s forward / backward of everyone, ratios, and whether the goals are reached."""
+    names = list(dict.fromkeys(e.name for m in rows for e in m.entries if e.name != "anchor" and e.status != "absent"))
+    ours = {e.name for m in rows for e in m.ours}
+    others = [n for n in names if n not in ours]
+    tiles = any(e.name == "anchor" for m in rows for e in m.entries)
+    ratios = [f"over {n}" for n in others] + (["per tile"] if tiles else [])
+    head = ["row", *names, *ratios, "goals"]
+    text = [
+        f"{', '.join(f'{k} {v}' for k, v in where.items())}. TFLOP/s, forward / backward.",
+        "",
+        f"| {' | '.join(head)} |",
+        "|" + "---|" * len(head),
+    ]
+    for m in rows:
+        entries = {e.name: e for e in m.entries}
+        cells = [_pair([m.tflops(entries[n], w) if n in entries else None for w in WHICH], "{:.0f}") for n in names]
+        for over in [*others, *(["tile"] if tiles else [])]:
+            best = [_best(m, over, w) for w in WHICH]
+            cells.append(_pair(best, "{:.2f}"))
+        text.append(f"| {' | '.join([m.row.label, *cells, _goals(m)])} |")
+    return "\n".join(text) + "\n"
+
+
+def _best(m: Measured, over: str, which: str) -> float | None:
+    found = [r[0] for mine in m.ours if (r := m.ratio(mine, over, which)) is not None]
+    return max(found) if found else None
+
+
+def _goals(m: Measured) -> str:
+    """`2/2`, or the goals that no backend of ours reaches."""
+    missed, known = [], 0
+    for goal in m.row.goals:
+        for which in WHICH:
+            states = [s for mine in m.ours if (s := m.reached(mine, goal, which)) is not None]
+            known += bool(states)
+            if states and not any(states):
+                missed.append(f"{which}: {goal.text}")
+    return "missed " + "; ".join(missed) if missed else f"{known}/{known}" if known else ""
+
+
+def _pair(values: Sequence[float | None], form: str) -> str:
+    if all(v is None for v in values):
+        return ""
+    return " / ".join("-" if v is None else form.format(v) for v in values)
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+def data(rows: Sequence[Measured], where: Mapping[str, str]) -> dict[str, Any]:
+    """Everything, every round included."""
+    return {**where, "rows": [_row(m) for m in rows]}
+
+
+def _row(m: Measured) -> dict[str, Any]:
+    return {
+        "row": m.row.label,
+        "spec": m.row.spec,
+        "shape": dict(m.row.shape),
+        "constants": dict(m.row.constants),
+        "dtype": m.dtype,
+        "density": m.density,
+        "contestants": [_entry(m, e) for e in m.entries],
+        "goals": [
+            {"goal": g.text, "of": mine.name, **{w: m.reached(mine, g, w) for w in WHICH}}
+            for mine in m.ours
+            for g in m.row.goals
+        ],
+    }
+
+
+def _entry(m: Measured, e: Contestant) -> dict[str, Any]:
+    found: dict[str, Any] = {"name": e.name, "status": e.status, "note": e.note}
+    if e.status == "timed":
+        found |= {"errors": {n: x if math.isfinite(x) else None for n, x in e.errors.items()}, "first_s": e.first_s}
+        for which in WHICH:
+            times = e.forward if which == "forward" else e.backward
+            if times:
+                over = m.ratio(m.ours[0], "tile" if e.name == "anchor" else e.name, which)
+                found[which] = {
+                    "ms": statistics.median(times),
+                    "rounds_ms": times,
+                    "tflops": m.tflops(e, which),
+                    "ours_over_it": None if over is None else dict(zip(("median", "least", "most"), over, strict=True)),
+                }
+    return found
+
+
+def _least(bound: Bound, which: str) -> float:
+    return bound.forward if which == "forward" else bound.backward
+
+
+def measured(row: Row, case: Case, entries: Sequence[Contestant]) -> Measured:
+    """The record of a case."""
+    flops = {w: case.flops(w) for w in WHICH}
+    return Measured(row, str(case.tensors["q"].dtype).removeprefix("torch."), case.density, flops, entries)
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """Where and when it was measured."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"device": platform.processor() or platform.machine(), "torch": torch.__version__}
+    if device.type == "cuda":
+        found["device"] = torch.cuda.get_device_name(device)
+    for name in ("triton", "flash-attn-4", "attncc"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    found["python"] = platform.python_version()
+    found["date"] = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return found

@@ -1,0 +1,330 @@
+"""bench: densities, forms, functions made for peers, suites, and whole runs on the CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from attncc.cli import commands
+from attncc.driver import load
+from attncc.grammar import parse
+from attncc.reference import evaluate
+from attncc.runtime.bench import measure
+from attncc.runtime.bench.case import Case, build
+from attncc.runtime.bench.form import Form
+from attncc.runtime.bench.peers import families, peers
+from attncc.runtime.bench.suite import FOLDER, parse_goal, read_suite
+from attncc.runtime.warmup import full_sizes
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "softmax"
+CPU = torch.device("cpu")
+
+
+def case(name: str, fills: dict[str, str] | None = None, backward: bool = True, **given: int) -> Case:
+    """An example at a small shape."""
+    spec = load(EXAMPLES / f"{name}.attn")[0]
+    sizes = full_sizes({"B": 2, "H": 4, "G": 2, "M": 40, "N": 52, "D": 16} | given)
+    constants = {c.name: c.value for c in spec.constants}
+    constants |= {"window": 9} if "window" in constants else {}
+    path = EXAMPLES / f"{name}.attn"
+    more: dict[str, Any] = {"fills": fills, "backward": backward}
+    return build(name, path, spec, constants, sizes, dtype=torch.float32, device=CPU, **more)
+
+
+def bench(*arguments: object) -> Result:
+    """The command."""
+    return CliRunner().invoke(commands, ["bench", *map(str, arguments)], catch_exceptions=False)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("ATTNCC_CACHE", str(tmp_path_factory.getbasetemp() / "bench-cache"))
+
+
+# --- forms ----------------------------------------------------------------------------------------------------------
+
+
+def form(name: str) -> Form:
+    found = case(name).form
+    assert isinstance(found, Form), found
+    return found
+
+
+def test_plain_forms() -> None:
+    for name, band in (("full", (None, None)), ("causal", (None, 0)), ("window", (8, 0))):
+        assert form(name).plain and form(name).band == band and form(name).sink is None
+        assert form(name).scale == pytest.approx(0.25)
+
+
+def test_other_forms() -> None:
+    capped = form("gemma2")
+    assert capped.cap == 50.0 and capped.scale == pytest.approx(0.25 / 50) and capped.band == (8, 0)
+    assert form("alibi").cap is None and not form("alibi").plain and form("alibi").band == (None, 0)
+    assert form("packed_documents").band is None and form("padding").band is None
+    assert form("gpt_oss").sink is not None
+
+
+def test_what_has_no_form_says_why() -> None:
+    assert case("sigmoid_attention").form == "its weights are not a softmax"
+    assert case("softpick").form == "its weights are not a softmax"
+
+
+@pytest.mark.parametrize(
+    ("mask", "band"),
+    [
+        ("i >= j", (None, 0)),
+        ("i - j <= 4 and j - i <= 3", (4, 3)),
+        ("j < i + 1 and j > i - 5", (4, 0)),
+        ("2 * j <= 2 * i", None),
+        ("i + j < 9", None),
+        ("j <= i or j < 4", None),
+        ("j < 4", None),
+    ],
+)
+def test_bands(mask: str, band: tuple[int | None, int | None] | None) -> None:
+    text = f"attention x:\n    mask = {mask}\n    out = softmax(q @ k) @ v\n"
+    small = build("x", text, parse(text), {}, full_sizes({"H": 1, "N": 8, "D": 4}), dtype=torch.float32, device=CPU)
+    assert isinstance(small.form, Form) and small.form.band == band
+
+
+# --- work -----------------------------------------------------------------------------------------------------------
+
+
+def dense(name: str, fills: dict[str, str] | None = None) -> tuple[Case, torch.Tensor]:
+    """Which pairs count, by the reference: v as the identity gives the weights themselves."""
+    one = case(name, fills, backward=False, E=52)
+    tensors = dict(one.tensors)
+    tensors["v"] = torch.eye(52).expand(2, 2, 52, 52)
+    return one, evaluate(one.spec, tensors, one.constants).out > 0
+
+
+@pytest.mark.parametrize("name", ["full", "causal", "window", "packed_documents", "padding", "prefix_lm", "t5"])
+def test_pairs_are_those_of_the_mask(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attncc.runtime.bench.case.TILE", 16)
+    one, held = dense(name)
+    assert one.work.pairs == held.sum().item() / 8
+    padded = torch.nn.functional.pad(held, (0, -52 % 16, 0, -40 % 16))
+    tiles = padded.unflatten(-1, (-1, 16)).unflatten(-3, (-1, 16)).any(-1).any(-2)
+    assert one.work.tiles == tiles.sum().item() / 8
+    assert one.flops("forward") == 2 * 8 * one.work.pairs * (16 + 52)
+    assert one.flops("backward") == 2 * 8 * one.work.pairs * (3 * 16 + 2 * 52)
+
+
+def test_fills() -> None:
+    steps = case("packed_documents", {"doc": "steps:16"}).tensors["doc"]
+    assert steps.shape == (2, 52) and steps[1].tolist() == [j // 16 for j in range(52)]
+    halves = case("alibi", {"slope": "halves"}).tensors["slope"]
+    assert halves.tolist() == [2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8]
+    assert case("alibi", {"slope": "all:0.5"}).tensors["slope"].tolist() == [0.5] * 4
+
+
+# --- peers ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_adapters() -> None:
+    assert set(families()) == {"flex", "sdpa", "fa4"}
+    names = {p.name: p.available(CPU) for family in families() for p in peers(family)}
+    assert names["flex"] is None and names["sdpa"] is None
+    assert all(names[n] for n in ("sdpa-cudnn", "sdpa-fa2", "fa4"))
+
+
+EXPRESSED = {"full", "causal", "window", "gemma2", "alibi", "packed_documents", "padding", "prefix_lm", "gpt_oss", "t5"}
+
+
+@pytest.mark.parametrize("name", sorted(EXPRESSED))
+def test_the_general_adapter_computes_the_spec(name: str) -> None:
+    (peer,) = peers("flex")
+    one = case(name, backward=False, M=40, N=52)
+    ready = peer.prepare(one)
+    assert not isinstance(ready, str), ready
+    with torch.no_grad():
+        out = ready.turned(ready.forward())
+    truth = evaluate(one.spec, one.tensors, one.constants).out
+    assert measure.error(out, truth) < 1e-5
+
+
+def test_what_the_adapters_refuse() -> None:
+    (flex,), (fa4,) = peers("flex"), peers("fa4")
+    sdpa = next(p for p in peers("sdpa") if p.name == "sdpa")
+    assert flex.prepare(case("sigmoid_attention")) == "its weights are not a softmax"
+    assert flex.prepare(case("causal", M=60)) == "there are more queries than keys"
+    assert sdpa.prepare(case("causal")) == "its causal mask starts at the first key"
+    assert sdpa.prepare(case("alibi")) == "its score is more than a scaled product"
+    assert sdpa.prepare(case("window", M=52)) == "its mask is neither full nor causal"
+    assert fa4.prepare(case("alibi")) == "its score is more than a scaled product and a cap"
+    assert fa4.prepare(case("packed_documents")) == "its mask is no band of keys"
+    assert fa4.prepare(case("causal")) == "it does not compute in torch.float32"
+
+
+def test_options_of_a_fixed_function() -> None:
+    from attncc.runtime.bench.peers.fa4 import _options
+
+    def options(name: str) -> Any:
+        one = case(name)
+        assert isinstance(one.form, Form)
+        return _options(one, one.form)
+
+    assert options("full") == {"softmax_scale": 0.25}
+    assert options("causal") == {"softmax_scale": 0.25, "causal": True}
+    assert options("gemma2") == {"softmax_scale": 0.25, "softcap": 50.0, "causal": True, "window_size": (8, 0)}
+    assert options("gpt_oss")["learnable_sink"].shape == (4,)
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+
+
+class _Wrong:
+    name = "wrong"
+
+    def available(self, device: torch.device) -> str | None:
+        return None
+
+    def prepare(self, one: Case) -> Any:
+        from attncc.runtime.bench.peers import Ready
+
+        q = one.tensors["q"]
+        return Ready(lambda: 2 * q, (), one.d_out)
+
+
+class _Broken(_Wrong):
+    name = "broken"
+
+    def prepare(self, one: Case) -> Any:
+        raise RuntimeError("no such kernel\nand a long story")
+
+
+def test_a_wrong_peer_is_shown_and_not_timed() -> None:
+    plan = measure.Plan(("torch",), (_Wrong(), _Broken()), rounds=2, measure_ms=0)
+    ours, wrong, broken = measure.measure(case("causal"), plan)
+    assert (ours.status, wrong.status, broken.status) == ("timed", "wrong", "failed")
+    assert len(ours.forward) == len(ours.backward) == 2 and not wrong.forward
+    assert wrong.note.startswith("out is") and broken.note == "RuntimeError: no such kernel"
+    assert set(ours.errors) == {"out", "d_q", "d_k", "d_v"} and max(ours.errors.values()) < 1e-5
+
+
+def test_forward_alone_and_backward_alone() -> None:
+    for which in (("forward",), ("backward",)):
+        one = case("causal", backward="backward" in which)
+        (ours,) = measure.measure(one, measure.Plan(("torch",), (), which, rounds=1, measure_ms=0))
+        assert bool(ours.forward) == ("forward" in which) and bool(ours.backward) == ("backward" in which)
+
+
+# --- suites ---------------------------------------------------------------------------------------------------------
+
+
+def test_goals() -> None:
+    goal = parse_goal("1.5 / 1.4 flex or 1.0 tile")
+    assert [(b.forward, b.backward, b.over) for b in goal.bounds] == [(1.5, 1.4, "flex"), (1.0, 1.0, "tile")]
+    with pytest.raises(ValueError, match="'fast' is no goal"):
+        parse_goal("fast")
+
+
+def test_the_shipped_suite() -> None:
+    assert [f.stem for f in FOLDER.glob("*.toml")] == ["softmax"]
+    rows = read_suite("softmax")
+    assert len(rows) == len({r.label for r in rows}) and len(rows) > 20
+    known = {"tile", *(p.name for family in families() for p in peers(family))}
+    for row in rows:
+        spec = parse(row.spec)
+        assert set(row.constants) <= {c.name for c in spec.constants}
+        assert set(row.fills) == {p.name for p in spec.params}
+        assert {b.over for g in row.goals for b in g.bounds} <= known
+        full_sizes(row.shape)
+    same = {"window": "window", "slopes": "alibi", "documents": "packed_documents", "causal": "causal"}
+    for row in rows:
+        if row.name in same:
+            example = load(EXAMPLES / f"{same[row.name]}.attn")[0]
+            assert parse(row.spec).out == example.out, row.name
+    assert [r.name for r in read_suite("softmax", "softcap*D64, sink*D64")] == ["softcap", "sink"]
+
+
+TINY = """
+[specs]
+causal = '''
+attention causal:
+    mask = j <= i
+    out  = softmax(q @ k / sqrt(D)) @ v
+'''
+sink = '''
+attention sink(sink: real[h], window = 99):
+    mask = j <= i and i - j < window
+    out  = softmax(q @ k / sqrt(D), sink = sink[h]) @ v
+'''
+[[row]]
+name = "causal"
+spec = "causal"
+shapes = ["B=1,H=2,N=40,D=16"]
+goals = ["0.000001 sdpa", "1 fa4"]
+[[row]]
+name = "sink"
+spec = "sink"
+shapes = ["B=1,H=2,N=40,D=16"]
+constants = { window = 7 }
+tensors = { sink = "normal:1" }
+anchor = "causal"
+goals = ["1000000 tile"]
+"""
+
+
+def test_a_suite_runs(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    out, table, chart = (tmp_path / n for n in ("out.json", "table.md", "chart.png"))
+    result = bench(
+        *("--suite", tmp_path / "tiny.toml", "--device", "cpu", "--rounds", 2, "--milliseconds", 0),
+        *("--json", out, "--markdown", table, "--chart", chart),
+    )
+    assert result.exit_code == 0, result.output
+    assert "without fa4: runs on cuda only" in result.output
+    assert "forward reached (" in result.output and "backward MISSED (" in result.output
+    found = json.loads(out.read_text())
+    assert found["torch"] == torch.__version__ and [r["row"] for r in found["rows"]] == [
+        "causal B1 H2 N40 D16",
+        "sink B1 H2 N40 D16",
+    ]
+    causal, sink = ({c["name"]: c for c in r["contestants"]} for r in found["rows"])
+    assert causal["sdpa"]["status"] == "timed" and len(causal["sdpa"]["backward"]["rounds_ms"]) == 2
+    assert causal["fa4"]["status"] == "absent" and sink["anchor"]["note"] == "causal"
+    assert causal["sdpa"]["forward"]["ours_over_it"]["median"] == pytest.approx(
+        causal["sdpa"]["forward"]["ms"] / causal["attncc"]["forward"]["ms"]
+    )
+    assert max(causal["sdpa"]["errors"].values()) < 1e-5
+    assert found["rows"][1]["goals"] == [{"goal": "1000000 tile", "of": "attncc", "forward": False, "backward": False}]
+    lines = table.read_text().splitlines()
+    assert lines[2].startswith("| row | attncc | flex | sdpa | over flex | over sdpa | per tile | goals |")
+    assert lines[-1].endswith("| missed forward: 1000000 tile; backward: 1000000 tile |")
+    assert chart.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_file_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = ("--shape", "H=2,N=24,D=16", "--rounds", 1, "--milliseconds", 0, "--device", "cpu")
+    found = bench(EXAMPLES / "alibi.attn", *shape, "--vs", "sdpa", "--fill", "slope=halves", "--json")
+    assert found.exit_code == 0, found.output
+    data = json.loads(found.stdout)
+    assert data["ok"] and data["rows"][0]["contestants"][0]["status"] == "timed"
+    assert data["rows"][0]["contestants"][-1]["note"] == "its score is more than a scaled product"
+    monkeypatch.setitem(measure.BARS, "f32", 1e-30)
+    found = bench(EXAMPLES / "causal.attn", *shape, "--vs", "sdpa")
+    assert found.exit_code == 1 and "WRONG: out is" in found.output
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        ([], 2, "name FILEs or a --suite"),
+        (["--suite", "hard"], 2, "there is no suite 'hard'; shipped: softmax"),
+        (["--suite", "softmax", "--only", "nothing"], 2, "no row matches 'nothing'"),
+        ([EXAMPLES / "causal.attn"], 2, "--shape is missing"),
+        ([EXAMPLES / "causal.attn", "--shape", "H=2,N=8,D=16", "--vs", "slow"], 2, "there is no peer 'slow'; known: "),
+        ([EXAMPLES / "alibi.attn", "--shape", "H=2,N=8,D=16", "--fill", "slope=x"], 2, "can't be filled so: 'x'"),
+        ([EXAMPLES / "causal.attn", "--shape", "H=2,N=8"], 1, "the size D is missing"),
+        (["none.attn", "--shape", "H=2,N=8,D=4"], 1, "error[E101]"),
+    ],
+)
+def test_mistakes(options: list[object], status: int, message: str) -> None:
+    found = bench(*options, "--device", "cpu")
+    assert found.exit_code == status and message in found.stderr, found.output
