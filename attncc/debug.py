@@ -18,7 +18,7 @@ class Setting:
 
 SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("ATTNCC_CACHE", "", "folder of compiled kernels and the parser's tables; `off` keeps them in memory only"),
-    Setting("ATTNCC_BACKEND", "auto", 'what `backend="auto"` means: triton, torch or interpret'),
+    Setting("ATTNCC_BACKEND", "auto", 'what `backend="auto"` means: gluon, triton, torch or interpret'),
     Setting("ATTNCC_WORKERS", "0", "threads that compile kernels; 0 takes one per core, at most 8"),
     Setting("ATTNCC_KEEP", "", "folder into which the printed source of every variant is written"),
 )

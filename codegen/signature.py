@@ -28,12 +28,16 @@ ALIGNMENT = 16
 
 @dataclass(frozen=True, slots=True)
 class Arg:
-    """One argument of a kernel. `divisible`: the promised divisor of its value, 0 where there is none."""
+    """One argument of a kernel. `divisible`: the promised divisor of its value, 0 where there is none.
+
+    `tensor` is what a pointer or a descriptor leads to.
+    """
 
     kind: Literal["pointer", "stride", "scalar", "descriptor"]
     name: str
     type: str
     divisible: int = 0
+    tensor: str = ""
 
 
 def tensors(program: Program) -> dict[str, Tensor]:
@@ -74,10 +78,10 @@ def signature(program: Program, kernel: Kernel) -> tuple[Arg, ...]:
         tensor = known.get(name)
         if tensor is None:
             raise InternalError(f"kernel {kernel.name} names tensor {name}, which program {program.name} does not have")
-        args.extend(Arg("descriptor", d, box.type()) for d, box in copied.get(name, {}).items())
+        args.extend(Arg("descriptor", d, box.type(), tensor=name) for d, box in copied.get(name, {}).items())
         if name in copied and name not in others:
             continue
-        args.append(Arg("pointer", name, POINTER[tensor.dtype], ALIGNMENT if tensor.aligned else 0))
+        args.append(Arg("pointer", name, POINTER[tensor.dtype], ALIGNMENT if tensor.aligned else 0, name))
         step = ALIGNMENT // ITEMSIZE[tensor.dtype] if tensor.aligned else 0
         args.extend(Arg("stride", s, "i64", step) for s in strides(tensor))
     scalars = {s.name: s for s in program.scalars}

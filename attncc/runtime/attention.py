@@ -19,7 +19,8 @@ from attncc.runtime.checks import check_call, check_constants
 from attncc.runtime.family import Family, Half, Place, Which, family, place_of
 from attncc.runtime.interface import Number
 from attncc.runtime.library import Ops, register
-from attncc.runtime.mistakes import NoSingleLse, UnknownBackend
+from attncc.runtime.mistakes import NoSingleLse, NotPartitioned, UnknownBackend
+from attncc.runtime.prepared import Prepared, prepare, record
 from attncc.runtime.variants import address, forward_variant, layout_of, result_like
 from attncc.runtime.warmup import meta_tensors
 from attncc.schedule.variant import Variant
@@ -29,7 +30,7 @@ _MEMO = 4096
 """Calls that are remembered by their shapes before all are forgotten."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Plan:
     """What calls with the same shapes, strides and types share."""
 
@@ -37,6 +38,8 @@ class Plan:
     constants: Mapping[str, Number]
     place: Place
     half: Half
+    forced: bool
+    """Halves must be partitioned."""
     picks: tuple[int, ...] | None
     """Positions of the tensors the program takes; None where it takes all, in order."""
     keywords: Mapping[str, Number]
@@ -45,11 +48,13 @@ class Plan:
     strides: tuple[int, ...]
     """Of the forward's out."""
     backwards: dict[tuple[Any, ...], Half] = field(default_factory=dict)
+    prepared: dict[Any, Prepared | None] = field(default_factory=dict)
+    """Repeated calls, by what their tensors beside the forward's inputs look like; None where there is no short cut."""
 
     def forward(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """(out, lse), or (out,) where there is no lse."""
         args = tensors if self.picks is None else tuple(tensors[p] for p in self.picks)
-        return self._run(self.half.function, args, self.keywords)
+        return self._run("forward", self.half, args)
 
     def backward_half(self, needs: tuple[bool, ...], with_lse: bool) -> Half:
         """The backward that gives the gradients of the tensors at which `needs` holds."""
@@ -59,6 +64,7 @@ class Plan:
             names = tuple(n for n, need in zip(inputs, needs, strict=True) if need)
             variant = dataclasses.replace(self.half.variant, gradients=names, lse_gradient=with_lse)
             found = self.family.half(variant, "backward", self.place)
+            must_be_partitioned(found, self.forced)
             self.backwards[(needs, with_lse)] = found
         return found
 
@@ -83,7 +89,8 @@ class Plan:
         if d_lse is not None:
             named["d_lse"] = _contiguous(d_lse)
         args = tuple(named[n] for n in half.inputs)
-        grads = dict(zip(half.outputs, self._run(half.function, args, half.bind(self.constants)), strict=True))
+        key = (needs, d_lse is not None, out.stride(), d_out.stride())
+        grads = dict(zip(half.outputs, self._run(key, half, args), strict=True))
         inputs = self.family.face.inputs
         return [grads[f"d_{n}"] if need else None for n, need in zip(inputs, needs, strict=True)]
 
@@ -96,15 +103,34 @@ class Plan:
             return tensor
         return torch.empty_strided(tensor.shape, self.strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
-    def _run(
-        self, function: Callable[..., tuple[Tensor, ...]], args: tuple[Tensor, ...], keywords: Mapping[str, Number]
-    ) -> tuple[Tensor, ...]:
+    def _run(self, key: Any, half: Half, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """`half` on `args`; of calls with one `key`, the first is recorded and later ones take the short cut."""
+        if self.device >= 0 and self.device != _current_device():
+            with torch.cuda.device(self.device):
+                return self._run(key, half, args)
+        known = self.prepared.get(key)
+        if known is not None:
+            return known(args)
+        keywords = self.keywords if half is self.half else half.bind(self.constants)
         if self.place.mode == "interpret":
-            return quietly(function, args, keywords)
-        if self.device < 0 or self.device == torch.cuda.current_device():
-            return function(*args, **keywords)
-        with torch.cuda.device(self.device):
-            return function(*args, **keywords)
+            return quietly(half.function, args, keywords)
+        if self.place.mode != "cuda" or key in self.prepared:
+            return half.function(*args, **keywords)
+        found, launched = record(half.function, args, keywords)
+        self.prepared[key] = prepare(
+            half.steps, half.inputs, args, dict(zip(half.outputs, found, strict=True)), launched
+        )
+        return found
+
+
+_current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
+"""The device torch launches on; tensors on a GPU exist, so CUDA is up."""
+
+
+def must_be_partitioned(half: Half, forced: bool) -> None:
+    """Raises NotPartitioned where partitioned kernels are asked for and this half has none."""
+    if forced and not half.partitioned:
+        raise NotPartitioned(f"the {half.which} can't be partitioned: {half.reason or 'no reason is known'}")
 
 
 def _contiguous(tensor: Tensor) -> Tensor:
@@ -173,17 +199,20 @@ class Attention:
         mode = mode_of(self._backend, device)
         place = place_of(device, mode)
         compiled = self._family
-        variant = forward_variant(compiled.face, tensors, target_of(mode), interpreted=mode == "interpret")
+        target = target_of(mode, self._backend, place.capability)
+        variant = forward_variant(compiled.face, tensors, target, interpreted=mode == "interpret")
         variant = dataclasses.replace(variant, capability=place.capability or variant.capability)
         needs = [n for n, t in zip(compiled.face.inputs, tensors, strict=True) if t.requires_grad]
         if mode == "cuda" and needs and torch.is_grad_enabled():  # compile the backward beside the forward
             compiled.prefetch(dataclasses.replace(variant, gradients=tuple(needs)), "backward", place)
         half = compiled.half(variant, "forward", place)
+        forced = self._backend == "gluon"
+        must_be_partitioned(half, forced)
         inputs = compiled.face.inputs
         picks = None if half.inputs == inputs else tuple(inputs.index(n) for n in half.inputs)
         index = -1 if device.type != "cuda" else device.index if device.index is not None else 0
         strides = result_like(tensors[0], tensors[2].shape[3]).stride()
-        return Plan(compiled, self.constants, place, half, picks, half.bind(self.constants), index, strides)
+        return Plan(compiled, self.constants, place, half, forced, picks, half.bind(self.constants), index, strides)
 
     def _traced(self, q: Tensor, k: Tensor, v: Tensor, return_lse: bool, captured: dict[str, Tensor]) -> Any:
         """Under torch.compile, and for fake and other kinds of tensors: the registered operator."""

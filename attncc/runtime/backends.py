@@ -10,11 +10,13 @@ from typing import Any, TypeVar, assert_never
 import torch
 
 from attncc.runtime.family import Mode
-from attncc.runtime.mistakes import InterpreterTooLate, NoTriton, UnknownBackend, WrongDevice
+from attncc.runtime.mistakes import InterpreterTooLate, NotPartitioned, NoTriton, UnknownBackend, WrongDevice
 from attncc.schedule.variant import Target
 
 T = TypeVar("T")
-BACKENDS = ("auto", "triton", "torch", "interpret")
+BACKENDS = ("auto", "gluon", "triton", "torch", "interpret")
+HOPPER = 90
+"""The compute capability that partitioned kernels are made for."""
 
 
 def mode_of(backend: str, device: torch.device) -> Mode:
@@ -25,11 +27,11 @@ def mode_of(backend: str, device: torch.device) -> Mode:
             return _gpu_mode() if on_gpu else "torch"
         case "torch":
             return "torch"
-        case "triton" if on_gpu:
+        case "triton" | "gluon" if on_gpu:
             return _gpu_mode()
-        case "triton":
+        case "triton" | "gluon":
             raise WrongDevice(
-                f"backend='triton' needs tensors on a GPU, and q is on {device}",
+                f"backend={backend!r} needs tensors on a GPU, and q is on {device}",
                 hint="backend='interpret' runs the same kernels on the CPU, slowly; backend='torch' is made for it",
             )
         case "interpret":
@@ -39,12 +41,17 @@ def mode_of(backend: str, device: torch.device) -> Mode:
             raise UnknownBackend(f"there is no backend {backend!r}", hint=f"one of {', '.join(BACKENDS[1:])}")
 
 
-def target_of(mode: Mode) -> Target:
-    """What is printed for a mode."""
+def target_of(mode: Mode, backend: str = "triton", capability: int = 0) -> Target:
+    """What is printed for a mode: partitioned kernels are tried on Hopper, unless plain ones are asked for."""
     match mode:
         case "torch":
             return "torch"
+        case "cuda" if capability == HOPPER and backend in ("auto", "gluon"):
+            return "gluon"
         case "cuda" | "jit" | "interpret":
+            if backend == "gluon":
+                here = f"this is sm_{capability}" if mode == "cuda" else "this GPU is none"
+                raise NotPartitioned(f"partitioned kernels are made for sm_{HOPPER}, and {here}")
             return "triton"
         case _:
             assert_never(mode)

@@ -1,7 +1,4 @@
-"""Launching cubins through the CUDA driver: no compiler, no wait, a few microseconds.
-
-Triton's calling convention: the arguments in order, then a pointer to global scratch memory and one to a profiler's.
-"""
+"""Launching cubins through the CUDA driver: no compiler, no wait, a few microseconds."""
 
 from __future__ import annotations
 
@@ -15,12 +12,13 @@ from typing import Any
 import torch
 
 from attncc.runtime.kernels import Binary
+from attncc.runtime.maps import Maps, steps
 from attncc.runtime.mistakes import KernelFailed
+from attncc.runtime.parameters import layout_of
 
 _DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _SHARED_OPT_IN = 97  # CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
 _FREE_SHARED = 48 * 1024
-_FORMATS = {"i64": "q", "i32": "i", "u32": "I", "u64": "Q", "i1": "?", "fp32": "f", "fp64": "d"}
 _MAX_GRID = 2**31 - 1
 
 
@@ -32,7 +30,7 @@ def driver() -> ctypes.CDLL:
     except OSError as e:
         raise KernelFailed(f"the CUDA driver can't be loaded: {e}") from e
     pointer, integer, unsigned = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint
-    lib.cuLaunchKernel.argtypes = [pointer, *[unsigned] * 7, pointer, pointer, pointer]
+    lib.cuLaunchKernel.restype = integer  # its arguments are ready-made objects: converting eleven takes longer
     lib.cuModuleLoadData.argtypes = [pointer, ctypes.c_char_p]
     lib.cuModuleGetFunction.argtypes = [pointer, pointer, ctypes.c_char_p]
     lib.cuFuncSetAttribute.argtypes = [pointer, integer, integer]
@@ -43,6 +41,8 @@ def driver() -> ctypes.CDLL:
     lib.cuDeviceGet.argtypes = [pointer, integer]
     lib.cuDeviceGetAttribute.argtypes = [pointer, integer, integer]
     lib.cuGetErrorString.argtypes = [integer, pointer]
+    if hasattr(lib, "cuTensorMapEncodeTiled"):
+        lib.cuTensorMapEncodeTiled.argtypes = [pointer, unsigned, unsigned, *[pointer] * 5, *[unsigned] * 4]
     return lib
 
 
@@ -100,62 +100,102 @@ class Kernel:
 
     def __init__(self, binary: Binary) -> None:
         self.binary = binary
-        self.pointers = tuple(t.startswith("*") for t in binary.types)
-        self.packer, self.offsets = _packing(binary.types)
+        self.layout = layout_of(binary.types)
+        self.packer = struct.Struct(self.layout.format)
+        self.maps = self._maps()
         self.handles: dict[int, ctypes.c_void_p] = {}
-        self.free: list[tuple[Any, Any]] = []
-        self.threads = 32 * binary.warps
+        self.free: list[Block] = []
         self.start = driver().cuLaunchKernel
         self.stream = _current_stream()
+        u, b = ctypes.c_uint, binary
+        self.sizes = (u(1), u(1), u(32 * b.warps), u(1), u(1), u(b.shared))
+        """The grid beside its first axis, the threads of a program, its shared memory."""
+
+    def _maps(self) -> tuple[Maps | None, ...]:
+        chosen = iter(self.binary.maps)
+        return tuple(
+            Maps(f"tensor {n} of kernel {self.binary.name}", p.element, next(chosen), driver().cuTensorMapEncodeTiled)
+            if p.rank
+            else None
+            for n, p in enumerate(self.layout.parameters)
+        )
+
+    def handle(self, device: int) -> ctypes.c_void_p:
+        """The binary's function on `device`, which is current."""
+        found = self.handles.get(device)
+        if found is None:
+            found = self.handles[device] = _load(self.binary, device)
+        return found
 
     def prepare(self, device: int) -> None:
         """Loads the binary on `device`, which is current."""
-        if device not in self.handles:
-            self.handles[device] = _load(self.binary, device)
+        self.handle(device)
 
     def __call__(self, programs: int, args: Sequence[Any]) -> None:
         if programs <= 0:
             return
-        if programs > _MAX_GRID:
-            raise KernelFailed(f"kernel {self.binary.name} needs {programs} programs, more than a grid can have")
         device = args[0].get_device()
-        handle = self.handles.get(device)
-        if handle is None:
-            self.prepare(device)
-            handle = self.handles[device]
+        handle = self.handle(device)
         ensure_context(device)
-        values = [a.data_ptr() if p else a for p, a in zip(self.pointers, args, strict=True)]
         scratch = None
         if self.binary.scratch:
             scratch = torch.empty(programs * self.binary.scratch, dtype=torch.uint8, device=args[0].device)
         try:
-            block, table = self.free.pop()  # of this launch alone: several threads may be here
+            block = self.free.pop()  # of this launch alone: several threads may be here
         except IndexError:
-            block, table = self._block()
-        self.packer.pack_into(block, 0, *values, scratch.data_ptr() if scratch is not None else 0, 0)
-        result = self.start(
-            handle, programs, 1, 1, self.threads, 1, 1, self.binary.shared, self.stream(device), table, None
-        )
-        self.free.append((block, table))
+            block = Block(self)
+        block.pack(args, scratch)
+        self.launch(handle, self.grid(programs), self.stream(device), block)
+        self.free.append(block)
+
+    def grid(self, programs: int) -> ctypes.c_uint:
+        """The first axis of the grid, as the driver takes it."""
+        if programs > _MAX_GRID:
+            raise KernelFailed(f"kernel {self.binary.name} needs {programs} programs, more than a grid can have")
+        return ctypes.c_uint(programs)
+
+    def launch(self, handle: ctypes.c_void_p, grid: ctypes.c_uint, stream: int, block: Block) -> None:
+        """One launch with the arguments in `block`, which the driver has copied when this returns."""
+        y, z, threads, ty, tz, shared = self.sizes
+        result = self.start(handle, grid, y, z, threads, ty, tz, shared, ctypes.c_void_p(stream), block.table, _NOTHING)
         if result:
             _check(result, f"launching kernel {self.binary.name}")
 
-    def _block(self) -> tuple[Any, Any]:
-        """Memory for one launch's arguments, and the table of their addresses."""
-        block = ctypes.create_string_buffer(self.packer.size)
-        base = ctypes.addressof(block)
-        return block, (ctypes.c_void_p * len(self.offsets))(*(base + o for o in self.offsets))
+
+_NOTHING = ctypes.c_void_p()
 
 
-def _packing(types: Sequence[str]) -> tuple[struct.Struct, tuple[int, ...]]:
-    """How arguments are laid out in a block: each naturally aligned, the two scratch pointers last."""
-    layout, offsets = "", []
-    for t in (*types, "*", "*"):
-        layout += "P" if t.startswith("*") else _FORMATS[t]
-        offsets.append(struct.calcsize(f"@{layout}") - struct.calcsize(f"@{layout[-1]}"))
-    return struct.Struct(f"@{layout}"), tuple(offsets)
+class Block:
+    """Memory for the arguments of one launch at a time, and the table of their addresses."""
+
+    __slots__ = ("addresses", "bytes", "kernel", "memory", "table", "words")
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        offsets = kernel.layout.offsets
+        self.memory = ctypes.create_string_buffer(-(-kernel.packer.size // 8) * 8)
+        self.bytes = memoryview(self.memory).cast("B")
+        self.words = self.bytes.cast("Q")
+        self.addresses: list[int] = []
+        """What was written last, where only addresses change."""
+        base = ctypes.addressof(self.memory)
+        self.table = (ctypes.c_void_p * len(offsets))(*(base + o for o in offsets))
+
+    def pack(self, args: Sequence[Any], scratch: torch.Tensor | None) -> None:
+        """Every argument: tensors for pointers and for descriptors."""
+        values: list[Any] = []
+        for p, maps, a in zip(self.kernel.layout.parameters, self.kernel.maps, args, strict=True):
+            if p.pointer:
+                values.append(a.data_ptr())
+            elif maps is None:
+                values.append(a)
+            else:
+                shape, strides = tuple(a.shape), a.stride()
+                values += [maps.of(a.data_ptr(), shape, strides), *shape, *steps(shape, strides)]
+        values += [0 if scratch is None else scratch.data_ptr(), 0]
+        self.kernel.packer.pack_into(self.memory, 0, *values)
 
 
-def launch(kernel: Kernel, programs: int, args: Sequence[Any], *, warps: int, stages: int) -> None:
-    """What a printed module's `_launch` becomes. Warps and stages are in the binary already."""
+def launch(kernel: Kernel, programs: int, args: Sequence[Any], *, warps: int, stages: int, registers: int = 0) -> None:
+    """What a printed module's `_launch` becomes. How it is configured is in the binary already."""
     kernel(programs, args)

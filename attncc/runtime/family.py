@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from attncc.diagnostics import Source
-from attncc.errors import SpecError
+from attncc.errors import InternalError, SpecError
 from attncc.runtime.cache import Entry, cache, digest, sources_key
 from attncc.runtime.interface import Interface, Number, from_data, interface_of, to_data
-from attncc.runtime.kernels import Binary, Order, compile_all, triton_version
-from attncc.runtime.mistakes import NotDeterministic
+from attncc.runtime.kernels import Binary, Order, compile_all, numbers, triton_version
+from attncc.runtime.mistakes import KernelFailed, NotDeterministic
 from attncc.runtime.text import execute, host_part, keep
 from attncc.schedule.variant import Variant
 
@@ -56,6 +56,12 @@ class Half:
     function: Callable[..., tuple[Tensor, ...]]
     kernels: tuple[Any, ...] = ()
     """Of mode "cuda": the launchable kernels."""
+    steps: tuple[Any, ...] | None = None
+    """Of mode "cuda": what the function does, where it only allocates and launches."""
+    partitioned: bool = False
+    """Whether some kernel is warp-specialised."""
+    reason: str = ""
+    """Why none is, where the variant asks for it."""
 
     def bind(self, constants: Mapping[str, Number]) -> dict[str, Number]:
         """The keywords of a call."""
@@ -110,7 +116,8 @@ class Family:
         """The printed module of `pair`."""
         with _stages:
             driver = importlib.import_module("attncc.driver")
-            text: str = driver.source(pair, variant, f"{self.face.name} {self.key[:8]}")
+            spelled = {"triton": numbers(triton_version())} if variant.target == "gluon" else {}
+            text: str = driver.source(pair, variant, f"{self.face.name} {self.key[:8]}", **spelled)
         return text
 
     @property
@@ -169,16 +176,34 @@ class Family:
         return half
 
     def _build(self, variant: Variant, which: Which, place: Place) -> Entry:
+        """Where a partitioned kernel can't be made or is not worth running, the plain one instead, and the reason."""
+        if variant.target != "gluon":
+            return self._built(variant, which, place)
+        reason = _untested(triton_version())
+        if not reason:
+            try:
+                return self._built(variant, which, place)
+            except (KernelFailed, InternalError) as failed:
+                reason = failed.diagnostic.message
+        entry = self._built(dataclasses.replace(variant, target="triton"), which, place)
+        entry.data["reason"] = reason
+        return entry
+
+    def _built(self, variant: Variant, which: Which, place: Place) -> Entry:
         pair = self.programs(variant)
         program: Program = pair.forward if which == "forward" else pair.backward
         if self.deterministic and variant.target != "torch" and _adds_atomically(program):
             raise NotDeterministic(f"the {which} of {self.face.name} adds with atomics, in an order that may vary")
         text = self.source(pair, variant)
         signature = importlib.import_module("attncc.codegen.signature")
+        dialect = importlib.import_module("attncc.tile.dialect")
+        split = dialect.any_partitioned(program)
         data: dict[str, Any] = {
             "inputs": [t.name for t in program.inputs],
             "outputs": list(program.outputs),
             "constants": [s.name for s in signature.constants(program)],
+            "partitioned": split,
+            "reason": program.note if variant.target == "gluon" and not split else "",
         }
         blobs = {"text": text.encode()}
         if place.mode == "cuda":
@@ -186,22 +211,54 @@ class Family:
             binaries = compile_all(functions, orders(program), place.capability)
             blobs["host"] = host_part(text).encode()
             data["kernels"] = [_binary_to_data(b) for b in binaries]
+            data["steps"] = _steps(program)
             blobs.update({f"cubin {b.name}": b.image for b in binaries})
         return Entry(data, blobs)
+
+
+def _untested(version: str) -> str:
+    """Why partitioned kernels are not printed for a version of Triton; empty where they are."""
+    tested = importlib.import_module("attncc.codegen.gluon_spelling").TESTED
+    if numbers(version) in tested:
+        return ""
+    known = ", ".join(".".join(map(str, v)) for v in tested)
+    return f"partitioned kernels are tested with Triton {known}, and this is {version}"
 
 
 def orders(program: Program) -> list[Order]:
     """What to compile for `program`."""
     module = importlib.import_module("attncc.codegen.signature")
+    dialect = importlib.import_module("attncc.tile.dialect")
     return [
         Order(
             module.kernel_function(kernel),
             tuple((a.name, a.type, a.divisible) for a in module.signature(program, kernel)),
             kernel.config.warps,
             kernel.config.stages,
+            kernel.config.registers,
+            dialect.partitioned(kernel),
         )
         for kernel in program.kernels
     ]
+
+
+def _steps(program: Program) -> list[list[Any]] | None:
+    """See attncc.runtime.prepared.Steps; None where the host does more than allocate and launch."""
+    from attncc.tile.nodes import Alloc, Launch
+
+    module = importlib.import_module("attncc.codegen.signature")
+    kernels = {k.name: k for k in program.kernels}
+    steps: list[list[Any]] = []
+    for step in program.steps:
+        match step:
+            case Alloc(tensor, fill):
+                steps.append(["alloc", tensor.name, fill])
+            case Launch(name):
+                passed = module.signature(program, kernels[name])
+                steps.append(["launch", [a.tensor or None for a in passed]])
+            case _:
+                return None
+    return steps
 
 
 def _adds_atomically(program: Program) -> bool:
@@ -218,26 +275,42 @@ def _adds_atomically(program: Program) -> bool:
     return any(found(kernel.body) for kernel in program.kernels)
 
 
-def _binary_to_data(b: Binary) -> list[Any]:
-    return [b.name, b.entry, list(b.types), b.warps, b.shared, b.scratch]
-
-
 def _load_half(entry: Entry, variant: Variant, which: Which, place: Place, title: str) -> Half:
     text = entry.blobs["text"].decode()
     kernels: tuple[Any, ...] = ()
     if place.mode == "cuda":
         from attncc.runtime.cuda import Kernel, launch
+        from attncc.runtime.maps import describable
 
-        kernels = tuple(
-            Kernel(Binary(name, start, entry.blobs[f"cubin {name}"], tuple(types), warps, shared, scratch))
-            for name, start, types, warps, shared, scratch in entry.data["kernels"]
-        )
+        kernels = tuple(Kernel(_binary_from_data(d, entry)) for d in entry.data["kernels"])
         names = execute(entry.blobs["host"].decode(), f"{title} host", {k.binary.name: k for k in kernels})
-        names["_launch"] = launch
+        names["_launch"], names["_descriptor"] = launch, describable
     else:
         names = execute(text, title)
-    listed = {k: tuple(entry.data[k]) for k in ("inputs", "outputs", "constants")}
-    return Half(variant, which, text, function=names[which], kernels=kernels, **listed)
+    data, steps = entry.data, entry.data.get("steps")
+    return Half(
+        variant,
+        which,
+        text,
+        tuple(data["inputs"]),
+        tuple(data["outputs"]),
+        tuple(data["constants"]),
+        names[which],
+        kernels,
+        None if steps is None else tuple(steps),
+        data["partitioned"],
+        data["reason"],
+    )
+
+
+def _binary_to_data(b: Binary) -> list[Any]:
+    return [b.name, b.entry, list(b.types), b.warps, b.shared, b.scratch, b.maps]
+
+
+def _binary_from_data(data: list[Any], entry: Entry) -> Binary:
+    name, start, types, warps, shared, scratch, maps = data
+    chosen = tuple((swizzle, size, tuple(box)) for swizzle, size, box in maps)
+    return Binary(name, start, entry.blobs[f"cubin {name}"], tuple(types), warps, shared, scratch, maps=chosen)
 
 
 # --- the families of this process -----------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from attncc.debug import integer
+from attncc.runtime.assemble import assemble, assembled_well
 from attncc.runtime.mistakes import KernelFailed, NoTriton
 from attncc.runtime.text import parsing
 
@@ -21,6 +22,14 @@ class Order:
     args: tuple[tuple[str, str, int], ...]
     warps: int
     stages: int
+    registers: int = 0
+    """A thread's at entry; 0 leaves them to the assembler."""
+    partitioned: bool = False
+    """Printed in Gluon: its warps have code of their own."""
+
+
+Map = tuple[int, int, tuple[int, ...]]
+"""What Triton chose for a descriptor: the hardware's number of the swizzle, bytes of an element, one copy's box."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +47,8 @@ class Binary:
     ptx: str = ""
     ttgir: str = ""
     """Triton's own text of the kernel after its last pass over tiles."""
+    maps: tuple[Map, ...] = ()
+    """Of its descriptors, in order."""
 
 
 def triton_version() -> str:
@@ -53,6 +64,12 @@ def triton_version() -> str:
     except ImportError as e:
         raise NoTriton("this backend needs Triton", hint="install triton, or use backend='torch'") from e
     return str(triton.__version__)
+
+
+def numbers(version: str) -> tuple[int, int]:
+    """Major and minor of a version."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
 
 
 def compile_all(functions: dict[str, Any], orders: Sequence[Order], capability: int) -> list[Binary]:
@@ -71,7 +88,6 @@ def compile_all(functions: dict[str, Any], orders: Sequence[Order], capability: 
 def compile_one(function: Any, order: Order, capability: int) -> Binary:
     """One kernel through Triton's stages to a cubin."""
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     signature = {name: kind for name, kind, _ in order.args}
     attrs = {(at,): [["tt.divisibility", by]] for at, (_, _, by) in enumerate(order.args) if by > 1}
@@ -79,15 +95,18 @@ def compile_one(function: Any, order: Order, capability: int) -> Binary:
         raise KernelFailed(
             f"kernel {order.name} takes {', '.join(function.arg_names)} and is launched with {', '.join(signature)}"
         )
-    source = ASTSource(function, signature, {}, attrs)
-    options = {"num_warps": order.warps, "num_stages": order.stages, "enable_fp_fusion": True}
+    target = GPUTarget("cuda", capability, 32)
     try:
-        asm, meta = _stages(source, GPUTarget("cuda", capability, 32), options)
+        asm, meta = _stages(_source(function, signature, attrs, order), target, _options(order))
+        if order.partitioned:
+            asm["cubin"], said = assemble(asm["ptx"], capability)
     except Exception as e:
         first = str(e).strip().splitlines()
         raise KernelFailed(
             f"Triton can't compile kernel {order.name} for sm_{capability}: {first[0] if first else type(e).__name__}"
         ) from e
+    if order.partitioned:
+        assembled_well(order.name, said)
     if meta.get("num_ctas", 1) != 1 or meta.get("profile_scratch_size"):
         raise KernelFailed(f"kernel {order.name} needs a cluster launch or a profiler's scratch memory")
     return Binary(
@@ -100,13 +119,33 @@ def compile_one(function: Any, order: Order, capability: int) -> Binary:
         scratch=meta.get("global_scratch_size") or 0,
         ptx=asm["ptx"],
         ttgir=asm["ttgir"],
+        maps=tuple((m["swizzle"], m["elem_size"], tuple(m["block_size"])) for m in meta.get("tensordesc_meta") or ()),
     )
+
+
+def _source(function: Any, signature: dict[str, str], attrs: dict[Any, Any], order: Order) -> Any:
+    """The kernel as Triton's compiler takes it, in the dialect it is printed in."""
+    if order.partitioned:
+        from triton.experimental.gluon._runtime import GluonASTSource
+
+        return GluonASTSource(function, signature, {}, attrs)
+    from triton.compiler import ASTSource
+
+    return ASTSource(function, signature, {}, attrs)
+
+
+def _options(order: Order) -> dict[str, Any]:
+    options: dict[str, Any] = {"num_warps": order.warps, "num_stages": order.stages, "enable_fp_fusion": True}
+    if order.registers:
+        options["maxnreg"] = order.registers
+    return options
 
 
 def _stages(source: Any, target: Any, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Every stage's text or image, and the metadata.
 
     Triton's own driver of the stages begins by hashing its whole installation, about two seconds in each process.
+    Partitioned kernels stop at PTX: what the assembler says of them is wanted, and Triton keeps that to itself.
     """
     from triton._C.libtriton import ir
     from triton.compiler.compiler import make_backend
@@ -124,6 +163,8 @@ def _stages(source: Any, target: Any, options: dict[str, Any]) -> tuple[dict[str
         )
     meta: dict[str, Any] = {"target": target, **parsed.__dict__}
     asm: dict[str, Any] = {}
+    if source.language.name == "GLUON":
+        del stages["cubin"]
     for name, stage in stages.items():
         module = stage(module, meta)
         asm[name] = module if isinstance(module, bytes) else str(module)

@@ -151,7 +151,7 @@ class UnknownBackend(BackendError):
     """There is no backend of that name.
 
     Broken: `attncc.compile("causal.attn", backend="cuda")`.
-    Mended: `attncc.compile("causal.attn", backend="triton")`; the others are auto, torch and interpret.
+    Mended: `attncc.compile("causal.attn", backend="triton")`; the others are auto, gluon, torch and interpret.
     """
 
     code: ClassVar[str] = "E601"
@@ -205,3 +205,23 @@ class NoTriton(BackendError):
     """
 
     code: ClassVar[str] = "E606"
+
+
+class UnfitKernel(KernelFailed):
+    """A partitioned kernel was compiled and is not worth running: it spills registers, or its products are serialised.
+
+    Broken: `attncc.compile("wide.attn", backend="gluon")` for a score that keeps too many tiles in registers at once.
+    Mended: `attncc.compile("wide.attn")`, which takes the plain kernel there; `explain()` says so.
+    """
+
+    code: ClassVar[str] = "E607"
+
+
+class NotPartitioned(BackendError):
+    """`backend="gluon"` was asked for where a kernel can't be partitioned: the message says why.
+
+    Broken: `attncc.compile("causal.attn", backend="gluon")` called with float32 tensors, or on a GPU before Hopper.
+    Mended: `attncc.compile("causal.attn")`, which partitions what it can and runs all else as plain Triton.
+    """
+
+    code: ClassVar[str] = "E608"

@@ -31,19 +31,26 @@ def execute(text: str, title: str, given: Names | None = None) -> Names:
 
 
 def host_part(text: str) -> str:
-    """`text` without its Triton kernels, and without the import of Triton where nothing else needs it."""
+    """`text` without its Triton kernels, what describes tensors to them, and imports of Triton nothing else needs."""
     with parsing:
         tree = ast.parse(text)
-    body = [node for node in tree.body if not _is_kernel(node)]
+    body = [node for node in tree.body if not _is_of_kernels(node)]
     used = {n.id for node in body for n in ast.walk(node) if isinstance(n, ast.Name)}
     tree.body = [node for node in body if not _imports_only_triton(node, used)]
     return ast.unparse(tree) + "\n"
 
 
-def _is_kernel(node: ast.stmt) -> bool:
-    if not isinstance(node, ast.FunctionDef):
-        return False
-    return any(n.attr == "jit" for d in node.decorator_list for n in ast.walk(d) if isinstance(n, ast.Attribute))
+def _is_of_kernels(node: ast.stmt) -> bool:
+    """Whether `node` is a kernel, a layout that kernels name, or the function the runtime has its own of."""
+    match node:
+        case ast.FunctionDef(name="_descriptor"):
+            return True
+        case ast.FunctionDef(decorator_list=marks):
+            return any(n.attr == "jit" for d in marks for n in ast.walk(d) if isinstance(n, ast.Attribute))
+        case ast.Assign(value=ast.Call(func=ast.Attribute(attr="constexpr"))):
+            return True
+        case _:
+            return False
 
 
 def _imports_only_triton(node: ast.stmt, used: set[str]) -> bool:

@@ -74,9 +74,9 @@ def test_launch_passes_pointers_strides_and_scalars() -> None:
     assert sizes(program) == {"B": ("q", 0), "H": ("q", 1), "M": ("q", 2)}
     assert [s.name for s in constants(program)] == ["cap"]
     assert signature(program, kernel) == (
-        Arg("pointer", "q", "*fp32", 16),
+        Arg("pointer", "q", "*fp32", 16, "q"),
         *(Arg("stride", f"q_s{a}", "i64", 4) for a in "bhi"),
-        Arg("pointer", "lse", "*fp32", 16),
+        Arg("pointer", "lse", "*fp32", 16, "lse"),
         Arg("scalar", "M", "i32"),
         Arg("scalar", "half", "fp32"),
     )
@@ -106,7 +106,7 @@ def test_unaligned_and_scattered_strides() -> None:
     odd = tensor("q", "bhid", (B, H, M, D8), "bf16", strided=True, unit=False, aligned=False)
     program = Program("p", (odd,), (), (k := Kernel("k", (), ("q",), (), ()),), (), ())
     assert signature(program, k) == (
-        Arg("pointer", "q", "*bf16", 0),
+        Arg("pointer", "q", "*bf16", 0, "q"),
         *(Arg("stride", f"q_s{a}", "i64", 0) for a in "bhid"),
     )
 

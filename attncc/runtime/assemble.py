@@ -1,0 +1,56 @@
+"""PTX -> cubin by Triton's own assembler, keeping what it says.
+
+A partitioned kernel that spills, or whose products wait for each other, is slower than the plain one it replaces.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from attncc.runtime.mistakes import UnfitKernel
+
+SPILLED_BYTES = 32
+"""More than this many stored to local memory make a kernel unfit."""
+SERIALISED = ("C7507", "C7511", "C7512")
+"""Notices that products on tensor cores were made to wait for each other."""
+
+
+def assemble(ptx: str, capability: int) -> tuple[bytes, str]:
+    """The cubin of `ptx`, assembled as Triton would, and the assembler's notices."""
+    with tempfile.TemporaryDirectory(prefix="attncc-") as folder:
+        source, image = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
+        source.write_text(ptx)
+        command = [*_command(capability), str(source), "-o", str(image)]
+        done = subprocess.run(command, capture_output=True, text=True, close_fds=False)
+        said = done.stdout + done.stderr
+        if done.returncode:
+            raise RuntimeError(f"ptxas failed ({done.returncode}): {said.strip()}")
+        return image.read_bytes(), said
+
+
+def _command(capability: int) -> list[str]:
+    import triton
+    from triton.backends.nvidia import compiler
+
+    knobs: Any = triton.knobs
+    lines = ["-lineinfo", "-suppress-debug-info"] if knobs.compilation.disable_line_info else ["-lineinfo"]
+    version = tuple(int(n) for n in triton.__version__.split(".")[:2])
+    allocator = ["--regAllocOptLevel=2"] if version >= (3, 9) else []
+    extra = (knobs.nvidia.ptxas_options or "").split()
+    suffix = "a" if capability >= 90 else ""
+    ptxas = compiler.get_ptxas(capability).path
+    return [ptxas, *lines, "-v", *allocator, *extra, f"--gpu-name=sm_{capability}{suffix}"]
+
+
+def assembled_well(name: str, said: str) -> None:
+    """Raises UnfitKernel where the assembler's notices say that the kernel `name` is not worth running."""
+    waits = [line for line in said.splitlines() if any(code in line for code in SERIALISED)]
+    if waits:
+        raise UnfitKernel(f"the products of kernel {name} wait for each other: {waits[0].strip()}")
+    spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill stores", said))
+    if spilled > SPILLED_BYTES:
+        raise UnfitKernel(f"kernel {name} spills {spilled} bytes of registers")

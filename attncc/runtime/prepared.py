@@ -1,0 +1,150 @@
+"""Repeated calls of one compiled half: what shapes, strides and constants decide is decided once.
+
+A printed host function computes sizes, strides and scalars, allocates, and launches. All but the addresses is the same
+at every call with the same shapes and strides: the first call is recorded, later ones allocate, write the addresses
+into arguments that are packed already, and launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from types import FunctionType
+from typing import Any
+
+from torch import Tensor
+
+from attncc.runtime.cuda import Block, Kernel, ensure_context
+from attncc.runtime.maps import BYTES, Maps
+
+Steps = Sequence[Sequence[Any]]
+"""What a host function does, where it only allocates and launches: ["alloc", name, fill or None] and
+["launch", [the tensor behind each argument, or None]]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One launch of a recorded call."""
+
+    kernel: Kernel
+    programs: int
+    args: tuple[Any, ...]
+
+
+def record(
+    function: Callable[..., tuple[Tensor, ...]], args: Sequence[Tensor], keywords: Mapping[str, Any]
+) -> tuple[tuple[Tensor, ...], list[Recorded]]:
+    """Calls a host function; its results, and what it launched."""
+    launched: list[Recorded] = []
+
+    def launch(kernel: Kernel, programs: int, args: tuple[Any, ...], **_: Any) -> None:
+        launched.append(Recorded(kernel, programs, args))
+        kernel(programs, args)
+
+    assert isinstance(function, FunctionType)
+    again = FunctionType(function.__code__, {**function.__globals__, "_launch": launch}, function.__name__)
+    return again(*args, **keywords), launched
+
+
+def prepare(
+    steps: Steps | None,
+    names: Sequence[str],
+    args: Sequence[Tensor],
+    outputs: Mapping[str, Tensor],
+    launched: Sequence[Recorded],
+) -> Prepared | None:
+    """What repeats the recorded call with `args`, named `names`; None where some step is more than a launch."""
+    if steps is None or any(r.kernel.binary.scratch for r in launched):
+        return None
+    known = dict(zip(names, args, strict=True))
+    wanted = [s[1] for s in steps if s[0] == "launch"]
+    if len(wanted) != len(launched):
+        return None
+    fills = {s[1]: s[2] for s in steps if s[0] == "alloc"}
+    made = {n: t for n, t in outputs.items() if n in fills}
+    for tensors, launch in zip(wanted, launched, strict=True):
+        for name, arg in zip(tensors, launch.args, strict=True):
+            if name is not None and (made if name in fills else known).setdefault(name, arg) is not arg:
+                return None  # a copy in its place: made anew at every call
+    slots = {n: at for at, n in enumerate([*names, *made])}
+    return Prepared(
+        args[0],
+        [(t, fills[n]) for n, t in made.items()],
+        [_Launch(r, [None if n is None else slots[n] for n in t]) for t, r in zip(wanted, launched, strict=True)],
+        [slots[n] for n in outputs],
+    )
+
+
+class Prepared:
+    """A call of one half, prepared for tensors of the same shapes, strides and types as the recorded ones."""
+
+    def __init__(
+        self, first: Tensor, made: list[tuple[Tensor, float | None]], launches: list[_Launch], outputs: list[int]
+    ) -> None:
+        self.device = first.get_device()
+        self.made = [
+            (tuple(t.shape), t.stride(), None if t.dtype == first.dtype else t.dtype, fill) for t, fill in made
+        ]
+        self.launches = [x.on(self.device) for x in launches if x.recorded.programs > 0]
+        self.pick: Callable[[list[Tensor]], Any] = itemgetter(*outputs)
+        self.single = len(outputs) == 1
+        self.stream = next((x.kernel.stream for x in self.launches), lambda device: 0)
+
+    def __call__(self, args: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The results for `args`, on the current stream of their device."""
+        ensure_context(self.device)
+        tensors = [*args]
+        new = args[0].new_empty_strided
+        for shape, strides, dtype, fill in self.made:
+            t = new(shape, strides) if dtype is None else new(shape, strides, dtype=dtype)
+            if fill is not None:
+                t.fill_(fill)
+            tensors.append(t)
+        addresses = [t.data_ptr() for t in tensors]
+        stream = self.stream(self.device)
+        for launch in self.launches:
+            launch(addresses, stream)
+        found = self.pick(tensors)
+        return (found,) if self.single else found
+
+
+class _Launch:
+    """One launch; its arguments lie packed in memory, all but the addresses."""
+
+    def __init__(self, recorded: Recorded, slots: Sequence[int | None]) -> None:
+        self.recorded = recorded
+        self.kernel = recorded.kernel
+        self.pointers: list[tuple[int, int]] = []
+        """(which word of the block, whose address)."""
+        self.maps: list[tuple[int, int, Maps, tuple[int, ...], tuple[int, ...]]] = []
+        """(where in the block, whose address, the maps, shape, strides)."""
+        for p, maps, slot, arg in zip(
+            self.kernel.layout.parameters, self.kernel.maps, slots, recorded.args, strict=True
+        ):
+            if p.pointer and slot is not None:
+                self.pointers.append((p.offset // 8, slot))
+            elif maps is not None and slot is not None:
+                self.maps.append((p.offset, slot, maps, tuple(arg.shape), arg.stride()))
+        self.free: list[Block] = []
+
+    def on(self, device: int) -> _Launch:
+        """Ready for `device`, which is current."""
+        self.handle = self.kernel.handle(device)
+        self.grid = self.kernel.grid(self.recorded.programs)
+        return self
+
+    def __call__(self, addresses: list[int], stream: int) -> None:
+        try:
+            block = self.free.pop()  # of this launch alone: several threads may be here
+        except IndexError:
+            block = Block(self.kernel)
+            block.pack(self.recorded.args, None)
+        if block.addresses != addresses:
+            for word, slot in self.pointers:
+                block.words[word] = addresses[slot]
+            for at, slot, maps, shape, strides in self.maps:
+                block.bytes[at : at + BYTES] = maps.of(addresses[slot], shape, strides)
+            block.addresses = addresses
+        self.kernel.launch(self.handle, self.grid, stream, block)
+        self.free.append(block)
