@@ -73,10 +73,14 @@ def _half(widest: int, grouped: bool, demand: Demand) -> Plan:
     if widest <= 128:
         crowded = grouped or demand.curved
         tight = demand.curved and grouped
-        keys = _tiles(64, 128, 8, 2 if demand.reads_rows else 3)
+        rows = _tiles(128, 64, 8, 3)
+        keys = _tiles(64, 128, 8, 3)
+        if demand.reads_rows and not crowded:  # documents: short walks, whose ends two programs a processor hide
+            keys = queries = _tiles(64, 64, 4, 2)
+            return Plan(rows, delta, keys, queries)
         if crowded:
             keys = _tiles(32, 128, 8, 2 if tight else 3)
-        return Plan(_tiles(128, 64, 8, 3), delta, keys, _tiles(128, 64, 8, 3))
+        return Plan(rows, delta, keys, rows)
     return Plan(_tiles(64, 64, 8, 2), delta, _tiles(32, 32, 8, 2), _tiles(64, 32, 4, 2))
 
 

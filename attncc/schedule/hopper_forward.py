@@ -152,8 +152,8 @@ class _Forward:
         k.b.add(t.BarWait(t.Bar(self.k_ring.full, slot), phase))
         if self.plan.turns:
             k.b.add(t.BarWait(self._turn_of(self.c), ZERO if first else k.b.value(op("mod", n, 2), "parity")))
-        s = self._scores(slot)
         stats, acc, w = self._parts(state, first)
+        s = self._scores(slot)
         if w is not None:
             acc = self._product(op("sub", n, 1), acc, w)
         if self.plan.turns:
@@ -161,13 +161,13 @@ class _Forward:
         s = k.b.let("s", k.b.type_of(s.name), t.DotWait(s.name, 0 if first else len(acc)))
         k.b.add(t.BarArrive(t.Bar(self.k_ring.empty, slot)))
         w, stats, alpha = self._weights(s, n, masked, stats)
+        slot, phase = self.v_ring.at(k.b, n)
+        k.b.add(t.BarWait(t.Bar(self.v_ring.full, slot), phase))
         if not first:
-            acc = self._awaited(op("sub", n, 1), acc)
+            acc = self._awaited(op("sub", n, 1), acc, (w.name,))
             if alpha is not None:
                 acc = tuple(k.b.value(op("mul", a, alpha), "acc") for a in acc)
-        narrow = k.cast(w, self.p.variant.dtype)
-        operand = k.b.let("p", k.b.type_of(narrow.name), t.Convert(narrow.name, "operand"))
-        return (*stats, *acc, operand)
+        return (*stats, *acc, w)
 
     def _turn_of(self, consumer: int) -> t.Bar:
         """The barrier that lets a consumer issue its products."""
@@ -189,20 +189,21 @@ class _Forward:
         return Var(s, "real")
 
     def _product(self, n: Expr, acc: State, w: Var) -> State:
-        """O += P V of turn `n`, begun and not awaited."""
+        """O += P V of turn `n`, whose values are there; begun and not awaited."""
         k = self.k
-        slot, phase = self.v_ring.at(k.b, n)
-        k.b.add(t.BarWait(t.Bar(self.v_ring.full, slot), phase))
+        slot, _ = self.v_ring.at(k.b, n)
+        narrow = k.cast(w, self.p.variant.dtype)
+        operand = k.b.let("p", k.b.type_of(narrow.name), t.Convert(narrow.name, "operand"))
         out = []
         for a, values in zip(acc, self.values.slots(slot), strict=True):
-            dot = t.Dot(w.name, values, "j", a.name, asynchronous=True)
+            dot = t.Dot(operand.name, values, "j", a.name, asynchronous=True)
             out.append(k.b.let("acc", k.b.type_of(a.name), dot))
         return tuple(out)
 
-    def _awaited(self, n: Expr, acc: State) -> State:
+    def _awaited(self, n: Expr, acc: State, after: tuple[str, ...] = ()) -> State:
         """The accumulators once turn `n` is in them; its slot of V is given back."""
         k = self.k
-        done = tuple(k.b.let("acc", k.b.type_of(a.name), t.DotWait(a.name, 0)) for a in acc)
+        done = tuple(k.b.let("acc", k.b.type_of(a.name), t.DotWait(a.name, 0, after)) for a in acc)
         k.b.add(t.BarArrive(t.Bar(self.v_ring.empty, self.v_ring.at(k.b, n)[0])))
         return done
 

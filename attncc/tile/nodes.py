@@ -159,10 +159,14 @@ class Dot:
 
 @dataclass(frozen=True, slots=True)
 class DotWait:
-    """`value` once at most `pending` later asynchronous dots of this partition are unfinished."""
+    """`value` once at most `pending` later asynchronous dots of this partition are unfinished.
+
+    `after` names values that are computed before the wait: without it a compiler may move their work behind it.
+    """
 
     value: str
     pending: int
+    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
