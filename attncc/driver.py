@@ -7,6 +7,7 @@ from pathlib import Path
 from attncc.diagnostics import Source
 from attncc.ir.nodes import Spec
 from attncc.passes import PIPELINE, Unit, initial
+from attncc.passes.mistakes import NotCompiled
 from attncc.schedule.programs import Pair, stream
 from attncc.schedule.stream import Problem
 from attncc.schedule.variant import Variant
@@ -30,6 +31,9 @@ def analyse(spec: Spec, D: int, E: int, *, until: str = "") -> Unit:
 
     unit = initial(spec, D, E)
     verify(unit.spec)
+    if spec.recurrence is not None:
+        hint = "`attncc.reference` runs it; `attncc check --json` and `attncc explain` show its class"
+        raise NotCompiled("state programs are not compiled yet", spec.recurrence.states[0].span, hint=hint)
     for p in PIPELINE:
         unit = p.run(unit)
         verify(unit.spec)

@@ -119,7 +119,9 @@ class Builder:
         return ast.Select(self.span(tree), self.name(tree.children[0]), axes, self.selection(tree.children[-1]))
 
     def _state(self, tree: Part) -> ast.State:
-        return ast.State(self.span(tree), tuple(self.carried(t) for t in tree.children))
+        key = self.pick(tree.children, "key")
+        parts = tuple(self.carried(t) for t in tree.children if t.data == "carried")
+        return ast.State(self.span(tree), parts, None if key is None else self.expr(key.children[0]))
 
     def carried(self, tree: Part) -> ast.Carried:
         name, *rest = tree.children

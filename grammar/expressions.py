@@ -24,7 +24,7 @@ from attncc.grammar.names import SIZES, Constant, Function, Named, Row, Scope, T
 from attncc.grammar.subscripts import bare_row, bare_tensor, subscripted
 from attncc.grammar.values import CHANNELS, Value, align, given, merge_sizes
 from attncc.grammar.weights import as_weights, has_weights
-from attncc.ir.nodes import Binder, Contract
+from attncc.ir.nodes import Axis, Binder, Contract
 
 MAX_DEPTH = 200
 MAX_CALLS = 20_000
@@ -53,6 +53,10 @@ class Elaborator:
         self.mask_uses = 0
         self.unmasked: Span | None = None  # the first weight over j above the mask that has no `where`
         self.guards: set[Expr] = set()
+        self.stateful = False
+        self.carried: dict[str, tuple[Axis, ...]] = {}  # the axes of states and frozen states
+        self.loops: set[str] = set()  # the indices of the loops around
+        self.out: Expr | None = None
 
     def eval(self, node: ast.Expr) -> Value:
         """The value of an expression."""
@@ -205,7 +209,7 @@ class Elaborator:
     def contract(self, node: ast.Contract) -> Value:
         """x @ y: the sum over the one index both have besides b, h, g, i."""
         left, right = (self.number(x, "each side of `@`") for x in (node.left, node.right))
-        shared = (left.free & right.free) - {"b", "h", "g", "i"}
+        shared = (left.free & right.free) - {"b", "h", "g", "i"} - self.loops
         if len(shared) != 1:
             raise _contraction(left, right, shared, node.place)
         (axis,) = shared
@@ -213,6 +217,9 @@ class Elaborator:
         merge_sizes(sizes, right.sizes, node.place)
         extent = sizes.pop(axis, self.scope.indices[axis])
         a, b = left, right
+        if self.stateful:  # a plain sum: weights over keys have a token's whole past, and a step has none
+            expr = Contract(to_real(a.expr), to_real(b.expr), Var(axis, "int"), extent, span=node.span)
+            return Value(expr, given((a.free | b.free) - {axis}), sizes)
         if axis not in CHANNELS and not has_weights(a.expr, axis) and _weighs(b, axis) and not _weighs(a, axis):
             a, b = b, a  # v @ w is w @ v
         first = self.weigh(a, (Binder(Var(axis, "int"), extent),), node.span) if _weighs(a, axis) else a

@@ -23,6 +23,7 @@ from attncc.grammar.mistakes import (
     UnknownOption,
 )
 from attncc.grammar.names import CHANNELWISE, ELEMENTWISE, FUNCTIONS, NORMALISERS, REDUCTIONS, Named, Tensor
+from attncc.grammar.states import gradient
 from attncc.grammar.values import Value, align, given, rename
 from attncc.grammar.weights import ZERO, dropped, ratio_parts, softmax
 from attncc.ir.nodes import Binder, Normaliser, Reduce, S, Scan, Segment, Weights
@@ -59,6 +60,8 @@ def call(self: Elaborator, node: ast.Call) -> Value:
             return _segment(self, node)
         case "outer":
             return _outer(self, node)
+        case "grad":
+            return gradient(self, node)
     raise NotCompiled(f"`{name}` is not compiled yet", node.place)
 
 

@@ -1,4 +1,4 @@
-"""Syntax tree --> Spec IR: headers, statements, the checks on each left side."""
+"""Syntax tree --> Spec IR: headers, statements, the checks on each left side. State programs: grammar/states.py."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from attncc.grammar.mistakes import (
     AssignedTwice,
     FreeIndex,
     LetAxes,
+    Misplaced,
     NoOut,
     NotCompiled,
     PlainAssignment,
     UnusedMask,
 )
 from attncc.grammar.names import ROWS, SIZE_OF, Named, Row, Scope, Tensor, define, refuse_cycles
+from attncc.grammar.states import StateProgram, is_state_program
 from attncc.grammar.values import CHANNELS, Value, given, rename
 from attncc.ir.nodes import Axis, ConstParam, Let, Out, Param, Rebind, Scan, Spec, Statement
 
@@ -60,6 +62,7 @@ class _Lowering:
         self.statements: list[Statement] = []
         self.seen: dict[str, ast.Name] = {}
         self.out: Out | None = None
+        self.program: StateProgram | None = None
 
     def run(self) -> Spec:
         for parameter in self.node.parameters:
@@ -68,6 +71,8 @@ class _Lowering:
                     self.constants.append(constant(self.scope, parameter))
                 case ast.TensorDecl():
                     self.params.append(tensor(self.env, parameter))
+        if is_state_program(self.node.body):
+            self.program = StateProgram(self.env)
         for statement in self.node.body:
             self.statement(statement)
         if self.out is None:
@@ -78,7 +83,8 @@ class _Lowering:
             raise UnusedMask("no weight takes this mask", self.seen["mask"].span, hint=hint)
         name = self.node.name
         parts = (tuple(self.constants), tuple(self.params), tuple(self.statements))
-        return Spec(name.id, *parts, self.out, name.span)
+        recurrence = None if self.program is None else self.program.recurrence()
+        return Spec(name.id, *parts, self.out, name.span, recurrence)
 
     def statement(self, node: ast.Statement) -> None:
         match node:
@@ -91,9 +97,9 @@ class _Lowering:
             case ast.Select():
                 raise self.refused("select", node)
             case ast.State():
-                raise self.refused("state", node)
+                self.of_program("state", node).state(node)
             case ast.Frozen():
-                raise self.refused("frozen", node)
+                self.of_program("frozen", node).freeze(node)
             case ast.Coordinates():
                 raise self.refused("axes", node)
             case ast.Quantize():
@@ -101,9 +107,26 @@ class _Lowering:
             case ast.Cache():
                 raise self.refused("cache", node)
             case ast.For():
-                raise self.refused("for", node)
+                self.loop(node)
             case _:
                 assert_never(node)
+
+    def of_program(self, what: str, node: ast.Statement) -> StateProgram:
+        if self.program is None:
+            raise self.refused(what, node)
+        return self.program
+
+    def loop(self, node: ast.For) -> None:
+        program = self.of_program("for", node)
+        known = set(self.scope.meanings)
+        program.open(node)
+        for statement in node.body:
+            change = isinstance(statement, ast.Assign) and statement.name.id in self.env.carried
+            if not change and not isinstance(statement, ast.Let | ast.For | ast.Def):
+                hint = "changes of states, `let` and `for` stand in a loop"
+                raise Misplaced("this has no place in a loop", statement.span, hint=hint)
+            self.statement(statement)
+        program.close(node, known)
 
     def refused(self, what: str, node: ast.Statement) -> NotCompiled:
         return NotCompiled(f"`{what}` is not compiled yet", node.span)
@@ -120,10 +143,18 @@ class _Lowering:
         if node.emitted and names is None:
             hint = f"`emit {node.name.id}[b, h, i] = ...`"
             raise LetAxes("`emit` names its axes in brackets", node.name.span, hint=hint)
-        if axes is None or names is None or (not node.emitted and _stands_for_itself(value, names)):
+        if self.program is not None and self.program.depends(value.expr):
+            self.program.keep(node, value)
+            return
+        if axes is None or names is None or (not node.emitted and self.stands_for_itself(value, names)):
             self.scope.add(node.name, Named(value, names), "is a `let`")
             return
         self.array(node, axes, value)
+
+    def stands_for_itself(self, value: Value, names: tuple[str, ...]) -> bool:
+        """Whether a `let` is put in where it is read: a value at (i, j) is never an array unless it must be."""
+        at = {"i"} if self.program is not None else {"i", "j"}  # i is the token there, no query row
+        return at <= set(names) and not any(isinstance(n, Scan) for n in walk(value.expr))
 
     def array(self, node: ast.Let, axes: tuple[Axis, ...], value: Value) -> None:
         """A `let` that is computed once and read from memory; an n axis is j inside."""
@@ -148,6 +179,8 @@ class _Lowering:
                 raise AssignedTwice(f"`{name}` has its value from line {line}", node.name.span, hint=hint)
             self.seen[name] = node.name
             {"score": self.score, "mask": self.mask, "out": self.result}[name](node)
+        elif name in self.env.carried and self.program is not None:
+            self.program.assign(node)
         elif name in ROWS:
             self.rebind(node)
         else:
@@ -161,6 +194,9 @@ class _Lowering:
         self.scope.meanings["score"] = Named(value, None)
 
     def mask(self, node: ast.Assign) -> None:
+        if self.program is not None:
+            hint = "a choice masks a token: `x if c else 0`; `state S[d, e] per doc[b, i]` starts anew"
+            raise Misplaced("a state program has no mask", node.span, hint=hint)
         value = self.env.boolean(node.value, "`mask`")
         _within(node, value, frozenset("bhgij"), "b, h, i, j")
         if self.env.unmasked is not None:
@@ -174,6 +210,9 @@ class _Lowering:
         value = self.env.number(node.value, "`out`")
         _within(node, value, frozenset("bhgie"), "b, h, i, e")
         self.out = Out(to_real(value.expr), node.span)
+        if self.program is not None:
+            self.env.out = self.out.body
+            self.program.read()
 
     def rebind(self, node: ast.Assign) -> None:
         """A new q, k or v; the right side's one channel becomes its own."""
@@ -181,6 +220,8 @@ class _Lowering:
         own = self.scope.meanings[name]
         assert isinstance(own, Row)
         value = self.env.number(node.value, f"`{name}`")
+        if self.program is not None:
+            self.program.check_row(node, value)
         _within(node, value, frozenset(own.axes) | CHANNELS, ", ".join(own.axes))
         if len(value.channels) > 1:
             raise FreeIndex(f"`{name}` has one channel, and this has d and e", node.value.span)
@@ -189,7 +230,9 @@ class _Lowering:
         for old in value.channels:
             expr = rename(expr, {old: Var(channel, "int")}, node.span)
             extent = value.sizes.get(old) or self.scope.indices[old]
-        index = tuple(Var(a, "int") for a in own.axes)
+        at = ROWS[name][2]  # in a state program k and v stand at i, and the new rows are for every j
+        expr = rename(expr, {own.axes[2]: Var(at, "int")}, node.span)
+        index = tuple(Var(a, "int") for a in ROWS[name])
         self.statements.append(Rebind(name, index, extent, expr, node.span))
         self.scope.meanings[name] = Row(own.axes, extent)
 
@@ -199,17 +242,15 @@ def _later(body: tuple[ast.Statement, ...]) -> dict[str, int]:
     found: dict[str, int] = {}
     for node in body:
         match node:
+            case ast.State(parts=parts):
+                for part in parts:
+                    found.setdefault(part.name.id, part.name.span.line)
             case ast.Let() | ast.Select() | ast.Frozen() | ast.Assign() | ast.Def():
                 if node.name.id not in ROWS:
                     found.setdefault(node.name.id, node.name.span.line)
             case _:
                 pass
     return found
-
-
-def _stands_for_itself(value: Value, names: tuple[str, ...]) -> bool:
-    """Whether a `let` is put in where it is read: a value at (i, j) is never an array unless it must be."""
-    return {"i", "j"} <= set(names) and not any(isinstance(n, Scan) for n in walk(value.expr))
 
 
 def _within(node: ast.Assign, value: Value, allowed: frozenset[str], shown: str) -> None:

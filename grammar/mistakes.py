@@ -5,6 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 from attncc.errors import SpecError
+from attncc.grammar.mistakes_state import BadState as BadState
+from attncc.grammar.mistakes_state import LateRow as LateRow
+from attncc.grammar.mistakes_state import Misplaced as Misplaced
+from attncc.grammar.mistakes_state import NoKeys as NoKeys
+from attncc.grammar.mistakes_state import NotAState as NotAState
+from attncc.grammar.mistakes_state import UnusedState as UnusedState
 
 # --- E1xx: reading and syntax ---------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from attncc.diagnostics import did_you_mean
 from attncc.expr.nodes import Expr, Sort, Var
 from attncc.grammar import tree as ast
 from attncc.grammar.mistakes import (
+    NoKeys,
     NotAValue,
     PythonKeyword,
     RecursiveDef,
@@ -139,6 +140,9 @@ class Scope:
             return UsedTooEarly(f"`{name.id}` gets its meaning in line {line}", name.span, hint="move that line up")
         if name.id in FUNCTIONS or isinstance(self.meanings.get(name.id), Function):
             return NotAValue(f"`{name.id}` is a function", name.span, hint=f"call it: `{name.id}(...)`")
+        if name.id == "j":
+            hint = "a step sees one token: `i` is the token, k and v are its rows"
+            return NoKeys("`j` does not exist in a state program", name.span, hint=hint)
         if name.id == "m":
             return NotAValue("`m` is an axis of query rows, no value", name.span, hint="the query's position is `i`")
         if name.id in ("True", "False"):

@@ -140,7 +140,9 @@ def _slice(self: Elaborator, node: ast.Slice, index: str, size: Expr) -> Value:
 
 def _row(self: Elaborator, name: str, row: Row, node: ast.Subscripted) -> Value:
     """q, k, v with one subscript (the channel) or with all."""
-    axes = tuple(Axis(a, row.channels if a in CHANNELS else self.scope.indices[a]) for a in row.axes)
+    position = "n" if name != "q" else "i"  # in a state program k and v stand at i
+    kinds = (position if a == "i" else a for a in row.axes)
+    axes = tuple(Axis(a, row.channels if a in CHANNELS else self.scope.indices[a]) for a in kinds)
     if len(node.subscripts) == 1:
         parts = [Value(Var(a, "int"), frozenset({a})) for a in row.axes[:-1]]
         parts.append(_subscript(self, node.subscripts[0], axes[-1], name))

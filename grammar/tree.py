@@ -223,9 +223,10 @@ class Carried(Node):
 
 @dataclass(frozen=True, slots=True)
 class State(Node):
-    """`state a, b`."""
+    """`state a, b per key`."""
 
     parts: tuple[Carried, ...]
+    per: Expr | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,11 @@ index variables. What an equation of attention adds to scalar arithmetic are the
     Scan(op, body, axis, ...)              a cumulative sum along an axis
     Weights(score, mask, normaliser, keys) attention weights as a function of i and the keys; never materialised
     Segment(tensor, at)                    which packed document a position lies in
+    Gradient(body, of, index)              the derivative of a number by one element of a state
+
+A Spec with a Recurrence is a state program: its states pass from token to token by the steps, in their order, and
+`out` is read where the step Read stands. There `i` is the token, k and v are read at i, and a state is a tensor
+over b, h and its own axes that a Load reads as it is at that place.
 
 Index variables are Vars of sort int named as in the language (b h g i j d e and new ones), sizes are Vars named
 B H G M N D E. `i` is the query's position in key coordinates, row + (N - M). Loads of q, parameters on an `m` axis
@@ -95,6 +100,20 @@ class Segment(Atom):
     tensor: str
     at: Expr
     sort: Sort = "int"
+    span: Span | None = _span()
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Gradient(Atom):
+    """The derivative of `body`, one number per b, h and token, by the element `index` of the state `of`.
+
+    Only reads of `of` by that name count: what was computed from it before is held fixed.
+    """
+
+    body: Expr
+    of: str
+    index: tuple[Expr, ...]
+    sort: Sort = "real"
     span: Span | None = _span()
 
 
@@ -208,6 +227,86 @@ class Out:
 Statement = Let | Rebind
 
 
+# --- state programs -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A state over b, h and `axes`; `vars` stand for the axes in `init`, the value it starts with.
+
+    With `per`, an integer of b, h and i, it starts anew at each token whose `per` is not that of the token before.
+    """
+
+    name: str
+    axes: tuple[Axis, ...]
+    vars: tuple[Var, ...]
+    init: Expr
+    per: Expr | None = None
+    span: Span | None = _span()
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """`name` reads as `state` stood before token every * (i // every), or as it last started anew, if that is later."""
+
+    name: str
+    state: str
+    every: Expr
+    span: Span | None = _span()
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """The new value of a state at the token: `body` over b, h, i and `vars`."""
+
+    state: str
+    vars: tuple[Var, ...]
+    body: Expr
+    span: Span | None = _span()
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """A value of the token over b, h and `axes`, computed where it stands: states may change below it."""
+
+    name: str
+    axes: tuple[Axis, ...]
+    vars: tuple[Var, ...]
+    body: Expr
+    span: Span | None = _span()
+
+
+@dataclass(frozen=True, slots=True)
+class Micro:
+    """`steps` for binder.index = 0 .. binder.size-1, in order, within one token."""
+
+    binder: Binder
+    steps: tuple[Step, ...]
+    span: Span | None = _span()
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """The place at which `out` is computed."""
+
+
+Step = Assign | Keep | Micro | Read
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrence:
+    """What a token does to the states. One Read stands among the outermost steps."""
+
+    states: tuple[State, ...]
+    frozen: tuple[Frozen, ...]
+    steps: tuple[Step, ...]
+
+    @property
+    def carried(self) -> frozenset[str]:
+        """The names of states and frozen states."""
+        return frozenset(s.name for s in self.states) | {f.name for f in self.frozen}
+
+
 @dataclass(frozen=True, slots=True)
 class Spec:
     """One `attention NAME(...)`: everything that is computed."""
@@ -218,3 +317,5 @@ class Spec:
     statements: tuple[Statement, ...]
     out: Out
     span: Span | None = _span()
+    recurrence: Recurrence | None = None
+    """In a state program; the statements stand above its steps and read no state."""

@@ -8,7 +8,14 @@
     out = contract(j < N, %2, v[b, g, j, e])
 
 Contractions, reductions, scans, weights and whatever is used twice get a name, which stands for its text; %s is the
-score in a normaliser.
+score in a normaliser. A state program has its steps before and after `out`, in their order:
+
+    state S[d: D, e: E] = 0.0 per segment(cu, i)
+    frozen F = S every 16
+    for t < steps
+    keep u[e: E] = %1
+    assign S[d, e] = ...
+    end
 """
 
 from __future__ import annotations
@@ -18,20 +25,29 @@ from collections.abc import Iterator
 from attncc.expr.nodes import Const, Expr, Op, Sort, Var, children, walk
 from attncc.expr.ops import OPS
 from attncc.ir.nodes import (
+    Assign,
     Axis,
     Binder,
     Contract,
+    Gradient,
+    Keep,
     Let,
     Load,
+    Micro,
     Param,
+    Read,
     Rebind,
+    Recurrence,
     Reduce,
     S,
     Scan,
     Segment,
     Spec,
+    State,
+    Step,
     Weights,
 )
+from attncc.ir.steps import bodies
 from attncc.ir.text_read import ATOM, COMPARE, LEVEL, POWER, UNARY, BadText, read_spec
 
 __all__ = ["BadText", "read_spec", "spell_spec"]
@@ -51,7 +67,7 @@ class _Printer:
         self.sorts: dict[str, Sort] = {c.name: c.sort for c in spec.constants}
         self.holds: dict[str, Sort] = {"q": "real", "k": "real", "v": "real", **{p.name: p.sort for p in spec.params}}
         self.named: dict[Expr, str] = {}
-        self.shared = _shared([*(s.body for s in spec.statements), spec.out.body])
+        self.shared = _shared(list(bodies(spec)))
 
     def lines(self) -> Iterator[str]:
         """The whole text."""
@@ -70,8 +86,48 @@ class _Printer:
                     *names, channel = (v.name for v in statement.vars)
                     axes = ", ".join([*names, f"{channel}: {self._text(statement.channels)}"])
                     yield f"rebind {statement.tensor}[{axes}] = {self._text(statement.body)}"
+        if self.spec.recurrence is None:
+            yield from self._out()
+        else:
+            yield from self._recurrence(self.spec.recurrence)
+
+    def _out(self) -> Iterator[str]:
         yield from self._parts(self.spec.out.body)
         yield f"out = {self._text(self.spec.out.body)}"
+
+    def _recurrence(self, r: Recurrence) -> Iterator[str]:
+        for state in r.states:
+            yield from self._state(state)
+        for f in r.frozen:
+            yield f"frozen {f.name} = {f.state} every {self._text(f.every)}"
+        yield from self._steps(r.steps)
+
+    def _state(self, s: State) -> Iterator[str]:
+        for e in (s.init, s.per):
+            if e is not None:
+                yield from self._parts(e)
+        per = "" if s.per is None else f" per {self._text(s.per)}"
+        yield f"state {s.name}[{self._axes(s.axes)}] = {self._text(s.init)}{per}"
+
+    def _steps(self, steps: tuple[Step, ...]) -> Iterator[str]:
+        for step in steps:
+            match step:
+                case Assign():
+                    yield from self._parts(step.body)
+                    yield f"assign {step.state}[{', '.join(v.name for v in step.vars)}] = {self._text(step.body)}"
+                case Keep():
+                    yield from self._parts(step.body)
+                    self.holds[step.name] = step.body.sort
+                    yield f"keep {step.name}[{self._axes(step.axes)}] = {self._text(step.body)}"
+                case Micro():
+                    yield f"for {self._binder(step.binder)}"
+                    yield from self._steps(step.steps)
+                    yield "end"
+                case Read():
+                    yield from self._out()
+
+    def _axes(self, axes: tuple[Axis, ...]) -> str:
+        return ", ".join(map(self._axis, axes))
 
     def _param(self, p: Param) -> str:
         if p.offsets:
@@ -159,6 +215,9 @@ class _Printer:
                 return f"segment({tensor}, {self._text(at)}){_at(sort, 'int')}"
             case Weights():
                 return self._weights(e)
+            case Gradient(body, of, index, sort):
+                inside = [of, self._text(body), *map(self._text, index)]
+                return f"gradient({', '.join(inside)}){_at(sort, 'real')}"
             case _:
                 raise TypeError(f"{type(e).__name__} does not belong in the Spec IR")
 
@@ -187,7 +246,7 @@ def _number(x: float | bool) -> str:
 
 
 def _is_part(e: Expr) -> bool:
-    return isinstance(e, Contract | Reduce | Scan | Weights)
+    return isinstance(e, Contract | Gradient | Reduce | Scan | Weights)
 
 
 def _shared(roots: list[Expr]) -> set[Expr]:

@@ -12,22 +12,31 @@ from attncc.expr.build import TRUE, op
 from attncc.expr.nodes import Const, Expr, Sort, Var
 from attncc.expr.ops import OPS
 from attncc.ir.nodes import (
+    Assign,
     Axis,
     Binder,
     ConstParam,
     Contract,
+    Frozen,
+    Gradient,
+    Keep,
     Let,
     Load,
+    Micro,
     Normaliser,
     Out,
     Param,
+    Read,
     Rebind,
+    Recurrence,
     Reduce,
     S,
     Scan,
     Segment,
     Spec,
+    State,
     Statement,
+    Step,
     Weights,
 )
 
@@ -131,12 +140,20 @@ class _Reader:
         self.parts: dict[str, Expr] = {"%s": S}
         self.sorts: dict[str, Sort] = {}
         self.holds: dict[str, Sort] = {"q": "real", "k": "real", "v": "real"}
+        self.states: list[State] = []
+        self.frozen: list[Frozen] = []
+        self.steps: list[list[Step]] = [[]]
+        self.loops: list[Binder] = []
 
     def spec(self) -> Spec:
         """The whole, after its last line."""
         if self.out is None:
             raise BadText("there is no line for out")
-        return Spec(self.title, tuple(self.constants), tuple(self.params), tuple(self.statements), self.out)
+        if self.loops:
+            raise BadText(f"the loop over {self.loops[-1].index.name} has no end")
+        recurrence = Recurrence(tuple(self.states), tuple(self.frozen), tuple(self.steps[0])) if self.states else None
+        parts = (tuple(self.constants), tuple(self.params), tuple(self.statements))
+        return Spec(self.title, *parts, self.out, recurrence=recurrence)
 
     def line(self, number: int, line: str) -> None:
         """One line."""
@@ -163,6 +180,9 @@ class _Reader:
                 self._rebind(c)
             case "out":
                 self.out = Out(self._assigned(c))
+                self.steps[-1].append(Read())
+            case "state" | "frozen" | "assign" | "keep" | "for" | "end":
+                self._step(head, c)
             case _ if head.startswith("%") and len(head) > 1:
                 self.parts[head] = self._assigned(c)
             case _:
@@ -234,6 +254,42 @@ class _Reader:
         variables = (*names, Var(channels.index, "int"))
         self.statements.append(Rebind(tensor, variables, channels.size, self._assigned(c)))
 
+    def _step(self, head: str, c: _Line) -> None:
+        match head:
+            case "state":
+                name, axes, init = c.name(), self._axes(c), self._assigned(c)
+                per = self._expr(c) if c.accept("per") else None
+                self.states.append(State(name, axes, _vars(axes), init, per))
+            case "frozen":
+                name = c.name()
+                c.expect("=")
+                state = c.name()
+                c.expect("every")
+                self.frozen.append(Frozen(name, state, self._expr(c)))
+            case "assign":
+                name = c.name()
+                c.expect("[")
+                variables = tuple(Var(x, "int") for x in c.several("]", c.name))
+                self.steps[-1].append(Assign(name, variables, self._assigned(c)))
+            case "keep":
+                name, axes, body = c.name(), self._axes(c), self._assigned(c)
+                self.holds[name] = body.sort
+                self.steps[-1].append(Keep(name, axes, _vars(axes), body))
+            case "for":
+                index = Var(c.name(), "int")
+                c.expect("<")
+                self.loops.append(Binder(index, self._expr(c, COMPARE + 1)))
+                self.steps.append([])
+            case _:
+                if not self.loops:
+                    c.fail("a loop is wanted before its end")
+                inner = tuple(self.steps.pop())
+                self.steps[-1].append(Micro(self.loops.pop(), inner))
+
+    def _axes(self, c: _Line) -> tuple[Axis, ...]:
+        c.expect("[")
+        return tuple(c.several("]", lambda: self._axis(c)))
+
     # --- expressions ------------------------------------------------------------------------------------------------
 
     def _expr(self, c: _Line, level: int = 1) -> Expr:
@@ -303,6 +359,11 @@ class _Reader:
                 return Segment(tensor, at, self._sort(c, "int"))
             case "weights":
                 return self._weights(c)
+            case "gradient":
+                of = c.name()
+                c.expect(",")
+                body, *index = c.several(")", lambda: self._expr(c))
+                return Gradient(body, of, tuple(index), self._sort(c, "real"))
             case _:
                 return op(name, *c.several(")", lambda: self._expr(c)))
 
@@ -348,3 +409,7 @@ class _Reader:
         normaliser = Normaliser(kind, parts["phi"], parts.get("psi"), parts.get("z"), options)
         dropout = parts.get("dropout")
         return Weights(parts["score"], parts["mask"], normaliser, keys, dropout, self._sort(c, "real"))
+
+
+def _vars(axes: tuple[Axis, ...]) -> tuple[Var, ...]:
+    return tuple(Var(a.index, "int") for a in axes)

@@ -12,20 +12,28 @@ from attncc.expr.nodes import Const, Expr, Op, Sort, Var, walk
 from attncc.expr.ops import OPS, result_sort
 from attncc.ir.free import INDICES, SIZES, free
 from attncc.ir.nodes import (
+    Assign,
     Axis,
     Binder,
     ConstParam,
     Contract,
+    Gradient,
+    Keep,
     Let,
     Load,
+    Micro,
     Normaliser,
     Param,
+    Read,
     Rebind,
+    Recurrence,
     Reduce,
     S,
     Scan,
     Segment,
     Spec,
+    State,
+    Step,
     Weights,
 )
 
@@ -59,6 +67,8 @@ class _Known:
 
     tensors: dict[str, _Tensor] = field(default_factory=dict)
     constants: dict[str, Sort] = field(default_factory=dict)
+    carried: dict[str, int] = field(default_factory=dict)
+    """States, frozen states and kept values, with the number of their own axes."""
     where: str = ""
     span: Span | None = None
 
@@ -77,6 +87,7 @@ def verify(spec: Spec) -> None:
     sorts     operations fit the op table, a Load its tensor; masks are bool, contractions and scores real
     atoms     contractions share their axis, reductions have binders, normalisers have what their class needs
     outputs   out lives on b h g i e, a `let` on its axes, a new q, k or v on theirs
+    steps     a state program declares what its steps assign and reads its states for out exactly once
     """
     known = _Known({name: _Tensor("real", axes) for name, axes in _ROLES.items()}, where=spec.name, span=spec.span)
     for constant in spec.constants:
@@ -90,6 +101,13 @@ def verify(spec: Spec) -> None:
                 _let(statement, known)
             case Rebind():
                 _rebind(statement, known)
+    if spec.recurrence is None:
+        _out(spec, known)
+        return
+    _recurrence(spec, spec.recurrence, known)
+
+
+def _out(spec: Spec, known: _Known) -> None:
     known.where, known.span = f"{spec.name}, out", spec.out.span
     _body(spec.out.body, ("b", "h", "g", "i", "e"), known)
     _real(spec.out.body, "out", known)
@@ -205,6 +223,8 @@ def _node(e: Expr, known: _Known) -> None:
             _scan(e, known)
         case Segment():
             _segment(e, known)
+        case Gradient():
+            _gradient(e, known)
         case Weights():
             _weights(e, known)
 
@@ -237,6 +257,8 @@ def _load(e: Load, known: _Known) -> None:
         known.fail("names", f"tensor {e.tensor} is not known here", e.span)
     if tensor.offsets:
         known.fail("rank", f"offsets {e.tensor} are read by segment alone", e.span)
+    if e.tensor in known.carried and tuple(e.index[:2]) != (Var("b", "int"), Var("h", "int")):
+        known.fail("rank", f"{e.tensor} is read at another b or h", e.span)
     if len(e.index) != len(tensor.axes):
         known.fail("rank", f"{e.tensor} has {len(tensor.axes)} axes and {len(e.index)} subscripts", e.span)
     for axis, x in zip(tensor.axes, e.index, strict=True):
@@ -290,6 +312,13 @@ def _segment(e: Segment, known: _Known) -> None:
         known.fail("sorts", f"segment at a {e.at.sort} stands as {e.sort}", e.span)
 
 
+def _gradient(e: Gradient, known: _Known) -> None:
+    if known.carried.get(e.of) != len(e.index):
+        known.fail("steps", f"a gradient by {e.of}, which is no state with {len(e.index)} axes", e.span)
+    _real(e.body, "what a gradient is taken of", known)
+    _real(e, "a gradient", known)
+
+
 def _weights(e: Weights, known: _Known) -> None:
     _binders(e.keys, "weights", known)
     if e.mask.sort != "bool":
@@ -313,3 +342,76 @@ def _normaliser(n: Normaliser, keys: set[Var], known: _Known) -> None:
                 known.fail("binding", f"{name} of a normaliser depends on its keys")
     if n.z is not None and S in free(n.z) and S.name not in known.constants:
         known.fail("binding", "z of a normaliser depends on the score")
+
+
+# --- state programs -------------------------------------------------------------------------------------------------
+
+
+def _recurrence(spec: Spec, r: Recurrence, known: _Known) -> None:
+    """The states, the steps in their order, and out where it is read."""
+    states = {s.name: s for s in r.states}
+    for state in r.states:
+        known.where, known.span = f"{spec.name}, state {state.name}", state.span
+        _carried(state.name, state.axes, state.vars, known)
+        _body(state.init, ("b", "h", "g", "i", *(v.name for v in state.vars)), known)
+        _real(state.init, "what a state starts with", known)
+        if state.per is not None:
+            _body(state.per, ("b", "h", "g", "i"), known)
+            if state.per.sort != "int":
+                known.fail("sorts", f"the key of a state is {state.per.sort}, not int")
+    for f in r.frozen:
+        known.where, known.span = f"{spec.name}, frozen {f.name}", f.span
+        if f.state not in states:
+            known.fail("steps", f"{f.state} is no state")
+        _size(f.every, "a span of tokens", known)
+        _carried(f.name, states[f.state].axes, states[f.state].vars, known)
+    for state in r.states:
+        _declare(state.name, state.axes, known)
+    for f in r.frozen:
+        _declare(f.name, states[f.state].axes, known)
+    _steps(spec, r.steps, states, (), known)
+    if sum(isinstance(s, Read) for s in r.steps) != 1:
+        known.fail("steps", "out is read once, outside of loops")
+
+
+def _carried(name: str, axes: tuple[Axis, ...], variables: tuple[Var, ...], known: _Known) -> None:
+    _new_name(name, known)
+    names = tuple(v.name for v in variables)
+    if names != tuple(a.index for a in axes) or len(set(names)) != len(names) or set(names) & set("bhgijn"):
+        known.fail("steps", f"the axes of {name} need variables of their own, not {_list(names)}")
+    for axis in axes:
+        _size(axis.size, "an axis", known)
+
+
+def _declare(name: str, axes: tuple[Axis, ...], known: _Known) -> None:
+    _new_name(name, known)
+    known.tensors[name] = _Tensor("real", ("b", "h", *(a.index for a in axes)))
+    known.carried[name] = len(axes)
+
+
+def _steps(
+    spec: Spec, steps: tuple[Step, ...], states: dict[str, State], loops: tuple[str, ...], known: _Known
+) -> None:
+    place = ("b", "h", "g", "i", *loops)
+    for step in steps:
+        match step:
+            case Assign(name, variables, body):
+                known.where, known.span = f"{spec.name}, {name} =", step.span
+                if name not in states or variables != states[name].vars:
+                    known.fail("steps", f"{name} is no state over {_list(v.name for v in variables)}")
+                _body(body, (*place, *(v.name for v in variables)), known)
+                _real(body, name, known)
+            case Keep(name, axes, variables, body):
+                known.where, known.span = f"{spec.name}, keep {name}", step.span
+                _carried(name, axes, variables, known)
+                _body(body, (*place, *(v.name for v in variables)), known)
+                _real(body, name, known)
+                _declare(name, axes, known)
+            case Micro(binder, inner):
+                known.where, known.span = f"{spec.name}, for {binder.index.name}", step.span
+                _binders((binder,), "a loop", known)
+                _steps(spec, inner, states, (*loops, binder.index.name), known)
+            case Read():
+                if loops:
+                    known.fail("steps", "out is read outside of loops")
+                _out(spec, known)

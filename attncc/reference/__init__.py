@@ -17,8 +17,10 @@ from torch import Tensor
 
 from attncc.expr.nodes import Expr, Op, walk
 from attncc.ir.nodes import Let, Rebind, Spec, Weights
+from attncc.ir.steps import bodies
 from attncc.reference.call import Call, Number, prepare
 from attncc.reference.evaluate import Evaluator, refuse_astray
+from attncc.reference.recurrence import Tokens
 from attncc.reference.scope import Scope
 from attncc.reference.tensors import Stored
 from attncc.reference.values import Value, expanded
@@ -29,11 +31,15 @@ __all__ = ["Result", "evaluate", "reference_callable"]
 
 @dataclass(frozen=True)
 class Result:
-    """out [B, H, M, E]; lse [B, H, M], natural log, a sink included; emitted arrays by name, in storage order."""
+    """out [B, H, M, E]; lse [B, H, M], natural log, a sink included; emitted arrays by name, in storage order.
+
+    `states` are those of a state program after the last token, [B, H, their axes].
+    """
 
     out: Tensor
     lse: Tensor | None = None
     emitted: dict[str, Tensor] = field(default_factory=dict)
+    states: dict[str, Tensor] = field(default_factory=dict)
 
 
 def evaluate(
@@ -45,12 +51,14 @@ def evaluate(
     return_lse: bool = False,
     cast: bool = False,
     magnitudes: bool = False,
+    states: Mapping[str, Tensor] | None = None,
 ) -> Result:
     """Evaluates `spec` on q [B,H,M,D], k [B,G,N,D], v [B,G,N,E] and the captured tensors, by name.
 
     All arithmetic is in `dtype`; with `cast` out comes back in q's. A row without an allowed key gives output 0, lse
     -inf and no gradient. With `magnitudes` the backward pass adds up the absolute values of the scores' gradients: a
-    scale for gradients that cancel. CallError where the tensors don't fit the spec.
+    scale for gradients that cancel. `states` start a state program in place of what its spec says. CallError where the
+    tensors don't fit the spec.
 
     A spec that rounds reals to integers is evaluated on the CPU wherever its tensors live: another device's logarithm
     may differ in its last bit, and a bucket's edge would move with it.
@@ -68,27 +76,46 @@ def evaluate(
                     emitted[name] = run.call.tensors[name].data
             case Rebind(tensor=name):
                 run.call.tensors[name] = run.rebind(statement)
-    out = run.out(spec.out.body).to(given["q"].device)
+    final: dict[str, Tensor] = {}
+    if spec.recurrence is None:
+        out = run.out(spec.out.body).to(given["q"].device)
+    else:
+        if return_lse:
+            raise NoSingleLse(f"{spec.name} is a state program and has no log-sum-exp")
+        before = {name: x.to(run.call.ranges.device) for name, x in (states or {}).items()}
+        out, final = Tokens(run.call, run.evaluator, spec.recurrence, spec.out, dtype, before).run()
+        out, final = out.to(given["q"].device), {name: x.to(given["q"].device) for name, x in final.items()}
     lse = run.lse(spec).to(out.device) if return_lse else None
     emitted = {name: x.to(out.device) for name, x in emitted.items()}
-    return Result(out.to(given["q"].dtype) if cast else out, lse, emitted)
+    return Result(out.to(given["q"].dtype) if cast else out, lse, emitted, final)
 
 
 def _rounds(spec: Spec) -> bool:
-    bodies = (spec.out.body, *(s.body for s in spec.statements))
-    return any(isinstance(n, Op) and n.name in ("floor", "ceil") for body in bodies for n in walk(body))
+    return any(isinstance(n, Op) and n.name in ("floor", "ceil") for body in bodies(spec) for n in walk(body))
 
 
 def reference_callable(spec: Spec, constants: Mapping[str, Number] | None = None) -> Callable[..., object]:
     """A function called like compiled attention: `f(q, k, v, return_lse=False, **captured)`, all in float64.
 
-    Gives out alone, or the tuple (out, *emitted, lse) of what there is.
+    Gives out alone, or the tuple (out, *emitted, lse) of what there is. A state program starts with the states in
+    `state`, a dictionary by name, and with `return_state` the last of the tuple is the dictionary of its last ones.
     """
 
-    def call(q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, **captured: Tensor) -> object:
-        result = evaluate(spec, {"q": q, "k": k, "v": v, **captured}, constants, return_lse=return_lse)
+    def call(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        return_lse: bool = False,
+        state: Mapping[str, Tensor] | None = None,
+        return_state: bool = False,
+        **captured: Tensor,
+    ) -> object:
+        tensors = {"q": q, "k": k, "v": v, **captured}
+        result = evaluate(spec, tensors, constants, return_lse=return_lse, states=state)
         lse = () if result.lse is None else (result.lse,)
-        parts = (result.out, *result.emitted.values(), *lse)
+        last = (result.states,) if return_state else ()
+        parts = (result.out, *result.emitted.values(), *lse, *last)
         return parts if len(parts) > 1 else result.out
 
     call.__name__ = spec.name

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attncc.errors import InternalError
 from attncc.expr.nodes import Const, Expr, Op, Var, walk
-from attncc.ir.nodes import Binder, Contract, Load, Reduce, Scan, Segment, Weights
+from attncc.ir.nodes import Binder, Contract, Gradient, Load, Reduce, Scan, Segment, Weights
 from attncc.reference.operations import COMPARISONS, DELICATE, TABLE
 from attncc.reference.scope import Ranges, Scope, scalar
 from attncc.reference.tensors import Stored, gather
@@ -64,6 +64,8 @@ class Evaluator:
                 return self._segment(tensor, at, scope)
             case Weights():
                 return self._weights(e, scope)
+            case Gradient():
+                return self._gradient(e, scope)
             case _:
                 raise InternalError(f"the reference does not know {type(e).__name__}")
 
@@ -117,6 +119,20 @@ class Evaluator:
         number = torch.searchsorted(ends, position.data.contiguous(), right=True)
         strays = {tensor: Value(position.data < 0, position.axes)} if bool((position.data < 0).any()) else {}
         return Value(number, position.axes, join_strays(position.strays, strays))
+
+    def _gradient(self, e: Gradient, scope: Scope) -> Value:
+        """Autograd's derivative by the state, through reads of it by that name only."""
+        held = self.tensors[e.of]
+        wanted = torch.is_grad_enabled() and any(t.data.requires_grad for t in self.tensors.values())
+        with torch.enable_grad():
+            own = held.data.clone() if held.data.requires_grad else held.data.detach().requires_grad_()
+            inner = Evaluator({**self.tensors, e.of: Stored(own, held.kinds)}, self.ranges)
+            total = inner.value(e.body, scope.anew()).data.sum()
+            (slope,) = torch.autograd.grad(total, own, create_graph=True)
+        found = Stored(slope if wanted else slope.detach(), held.kinds)
+        names = ["b", "h", *(x.name if isinstance(x, Var) else "" for x in e.index)]
+        places = [scope.names["b"], scope.names["h"], *(self.value(x, scope) for x in e.index)]
+        return gather(e.of, found, names, places, self.ranges)
 
     # --- along an axis ----------------------------------------------------------------------------------------------
 

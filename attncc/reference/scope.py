@@ -51,6 +51,10 @@ class Scope:
         """For operands of a contraction: every element counts."""
         return self if self.live is None and not self.mask else self._fresh(live=None, mask=False)
 
+    def anew(self) -> Scope:
+        """The same, with nothing remembered."""
+        return self._fresh()
+
     def exact(self) -> Scope:
         """Real arithmetic on integers alone, in float64 whatever the tensors are."""
         return self if self.dtype == torch.float64 else self._fresh(dtype=torch.float64)

@@ -25,8 +25,6 @@ REFUSED = {  # spec: construct and place of the refusal
     "kivi": ("`cache`", 2),
     "mla_absorbed": ("`cache`", 3),
 }
-STATES = {p.stem: ("`state`", 2) for p in CORPUS if p.parent.name == "recurrences"}
-STATES |= {"linear_transformer": ("`state`", 3), "gated_delta": ("`state`", 3)}
 
 
 def test_the_corpus_is_whole() -> None:
@@ -38,7 +36,7 @@ def test_the_corpus_is_whole() -> None:
 def test_corpus(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert [a.name.id for a in read_tree(text).attentions] == [path.stem]
-    refused = {**REFUSED, **STATES}.get(path.stem)
+    refused = REFUSED.get(path.stem)
     if refused is None:
         assert parse(text).name == path.stem
         return

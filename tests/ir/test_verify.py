@@ -164,7 +164,7 @@ def test_broken(name: str) -> None:
 def test_every_rule_is_broken() -> None:
     assert verify.__doc__ is not None
     rules = {line.split()[0] for line in verify.__doc__.splitlines()[2:] if line.strip()}
-    assert {rule for rule, _ in BROKEN.values()} == rules
+    assert {rule for rule, _ in BROKEN.values()} == rules - {"steps"}  # broken in test_recurrence.py
 
 
 @pytest.mark.parametrize("name", SPECS)
