@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import warnings
@@ -15,6 +16,9 @@ from attncc.cli_common import constants, echo_json, guarded, integers, pairs, re
 from attncc.cli_run import DTYPES, SIZES, _device
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from attncc.runtime.bench.case import Case
     from attncc.runtime.bench.measure import Plan
     from attncc.runtime.bench.report import Measured
     from attncc.runtime.bench.suite import Row
@@ -78,11 +82,12 @@ def bench(files: tuple[str, ...], suite: str, only: str, as_json: str, **options
     where = _device(options["device"], options["backends"])
     usual = torch.float32 if where.type == "cpu" else torch.bfloat16
     kind = _Kind(where, getattr(torch, DTYPES[options["dtype"]]) if options["dtype"] else usual, options["seed"])
-    found = _run(rows, kind, _plan(options), {**options, "json": as_json})
+    plan = _plan(options, strict=not suite)
+    found = _run(rows, kind, plan, {**options, "json": as_json})
     if as_json == "-":
         from attncc.runtime.bench.report import data, machine
 
-        echo_json({"ok": all(m.good for m in found), **data(found, machine(where))})
+        echo_json({"ok": all(m.good for m in found), **data(found, machine(where, _packages(plan)))})
     sys.exit(0 if all(m.good for m in found) else 1)
 
 
@@ -107,7 +112,7 @@ def _given(
     return [Row(Path(f).stem, f, s, values, filled) for f in files for s in sizes]
 
 
-def _plan(options: dict[str, Any]) -> Plan:
+def _plan(options: dict[str, Any], strict: bool) -> Plan:
     from attncc.runtime.bench.measure import WHICH, Plan
     from attncc.runtime.bench.peers import families, peers
 
@@ -121,13 +126,17 @@ def _plan(options: dict[str, Any]) -> Plan:
     found = tuple(p for family in wanted or known for p in peers(family))
     which = WHICH if options["which"] in ("both", True, None) else (options["which"],)
     backends = tuple(n.strip() for n in options["backends"].split(",") if n.strip())
-    return Plan(backends, found, which, options["rounds"], measure_ms=options["milliseconds"])
+    return Plan(backends, found, which, options["rounds"], strict, measure_ms=options["milliseconds"])
+
+
+def _packages(plan: Plan) -> list[str]:
+    return [p for p in dict.fromkeys(p.package for p in plan.peers) if p != "torch"]
 
 
 def _run(rows: list[Row], kind: _Kind, plan: Plan, options: dict[str, Any]) -> list[Measured]:
     from attncc.runtime.bench.report import heading, lines, machine
 
-    where, quiet = machine(kind.device), options["json"] == "-"
+    where, quiet = machine(kind.device, _packages(plan)), options["json"] == "-"
     if not quiet:
         click.echo(", ".join(f"{k} {v}" for k, v in where.items()))
         for peer in plan.peers:
@@ -135,6 +144,7 @@ def _run(rows: list[Row], kind: _Kind, plan: Plan, options: dict[str, Any]) -> l
                 click.echo(f"without {peer.name}: {reason}")
         click.echo(heading())
     found: list[Measured] = []
+    plan = dataclasses.replace(plan, pending=tuple(_prefetch(rows, kind, plan)))
     for row in rows:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of peers
@@ -152,10 +162,19 @@ def _run(rows: list[Row], kind: _Kind, plan: Plan, options: dict[str, Any]) -> l
 
 def _one(row: Row, kind: _Kind, plan: Plan) -> Measured:
     """Measures a row."""
-    from attncc.driver import load
-    from attncc.runtime.bench.case import build
     from attncc.runtime.bench.measure import measure
     from attncc.runtime.bench.report import measured
+
+    case, anchor = _case(row, kind, plan)
+    peers = tuple(p for p in plan.peers if p.name not in row.without)
+    return measured(row, case, measure(case, dataclasses.replace(plan, peers=peers), anchor))
+
+
+def _case(row: Row, kind: _Kind, plan: Plan, short: bool = False) -> tuple[Case, Case | None]:
+    """A row's case, and that of its anchor; `short` ones only tell which kernels are needed."""
+    from attncc.driver import load
+    from attncc.runtime.bench.case import build
+    from attncc.runtime.bench.prefetch import shortened
     from attncc.runtime.checks import check_constants
     from attncc.runtime.interface import interface_of
     from attncc.runtime.warmup import full_sizes
@@ -166,11 +185,21 @@ def _one(row: Row, kind: _Kind, plan: Plan) -> Measured:
     common: dict[str, Any] = {"dtype": kind.dtype, "device": kind.device, "seed": kind.seed}
     common["backward"] = "backward" in plan.which
     try:
-        case = build(row.name, row.spec, spec, values, sizes, fills=row.fills, **common)
+        case = build(row.name, row.spec, spec, values, shortened(sizes) if short else sizes, fills=row.fills, **common)
     except (KeyError, ValueError) as e:
         raise click.BadParameter(f"a captured tensor can't be filled so: {e}") from None
-    anchor = case.with_spec(row.anchor, load(row.anchor)[0]) if row.anchor else None
-    return measured(row, case, measure(case, plan, anchor))
+    return case, case.with_spec(row.anchor, load(row.anchor)[0]) if row.anchor else None
+
+
+def _prefetch(rows: list[Row], kind: _Kind, plan: Plan) -> list[Future[None]]:
+    """Begins to compile every row's kernels at once."""
+    from attncc.runtime.bench.prefetch import prefetch
+
+    if kind.device.type != "cuda" or len(rows) < 2:
+        return []
+    shapes = {(r.spec, *(r.shape.get(n) for n in "HGDE")): r for r in reversed(rows)}
+    cases = [_case(r, kind, plan, short=True) for r in reversed(shapes.values())]
+    return prefetch([c for pair in cases for c in pair if c is not None], plan.backends, kind.device)
 
 
 def _write(found: list[Measured], where: dict[str, str], options: dict[str, Any]) -> None:

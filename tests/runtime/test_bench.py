@@ -19,6 +19,7 @@ from attncc.runtime.bench.case import Case, build
 from attncc.runtime.bench.form import Form
 from attncc.runtime.bench.peers import families, peers
 from attncc.runtime.bench.suite import FOLDER, parse_goal, read_suite
+from attncc.runtime.trial import BARS, error
 from attncc.runtime.warmup import full_sizes
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "softmax"
@@ -109,7 +110,7 @@ def test_pairs_are_those_of_the_mask(name: str, monkeypatch: pytest.MonkeyPatch)
     one, held = dense(name)
     assert one.work.pairs == held.sum().item() / 8
     padded = torch.nn.functional.pad(held, (0, -52 % 16, 0, -40 % 16))
-    tiles = padded.unflatten(-1, (-1, 16)).unflatten(-3, (-1, 16)).any(-1).any(-2)
+    tiles = padded.reshape(2, 4, 3, 16, 4, 16).any(-1).any(-2)
     assert one.work.tiles == tiles.sum().item() / 8
     assert one.flops("forward") == 2 * 8 * one.work.pairs * (16 + 52)
     assert one.flops("backward") == 2 * 8 * one.work.pairs * (3 * 16 + 2 * 52)
@@ -145,7 +146,7 @@ def test_the_general_adapter_computes_the_spec(name: str) -> None:
     with torch.no_grad():
         out = ready.turned(ready.forward())
     truth = evaluate(one.spec, one.tensors, one.constants).out
-    assert measure.error(out, truth) < 1e-5
+    assert error(out, truth) < 1e-5
 
 
 def test_what_the_adapters_refuse() -> None:
@@ -180,6 +181,7 @@ def test_options_of_a_fixed_function() -> None:
 
 class _Wrong:
     name = "wrong"
+    package = "torch"
 
     def available(self, device: torch.device) -> str | None:
         return None
@@ -307,7 +309,7 @@ def test_a_file_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     data = json.loads(found.stdout)
     assert data["ok"] and data["rows"][0]["contestants"][0]["status"] == "timed"
     assert data["rows"][0]["contestants"][-1]["note"] == "its score is more than a scaled product"
-    monkeypatch.setitem(measure.BARS, "f32", 1e-30)
+    monkeypatch.setitem(BARS, "f32", 1e-30)
     found = bench(EXAMPLES / "causal.attn", *shape, "--vs", "sdpa")
     assert found.exit_code == 1 and "WRONG: out is" in found.output
 

@@ -102,7 +102,7 @@ def count(mask: Expr, setting: Setting, device: torch.device) -> Work:
         strip = torch.as_tensor(holds(b, h, i, j), device=device).broadcast_to(b.shape[0], h.shape[0], len(i), s["N"])
         pairs += strip.sum()
         used = torch.nn.functional.pad(strip.any(-2), (0, -s["N"] % TILE))
-        tiles += used.unflatten(-1, (-1, TILE)).any(-1).sum()
+        tiles += used.reshape(-1, TILE).any(-1).sum()
     each = max(b.shape[0] * h.shape[0], 1)
     return Work(int(pairs) / each, int(tiles) / each)
 

@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -55,7 +56,11 @@ class Plan:
     peers: tuple[Peer, ...]
     which: tuple[str, ...] = WHICH
     rounds: int = 5
+    strict: bool = False
+    """What attncc refuses is raised, not noted."""
     warmup_ms: float = 5.0
+    pending: tuple[Future[None], ...] = ()
+    """Compilations that have to end before anything is timed."""
     measure_ms: float = 20.0
 
 
@@ -84,9 +89,10 @@ def measure(case: Case, plan: Plan, anchor: Case | None = None) -> list[Contesta
                 continue
             found = _start(entry, ready, plan.which)
         except Exception as e:
-            if entry.ours:
+            if entry.ours and plan.strict:
                 raise
-            entry.status, entry.note = "failed", f"{type(e).__name__}: {str(e).strip().splitlines()[0][:160]}"
+            first = [*str(e).strip().splitlines(), ""][0]
+            entry.status, entry.note = "failed", f"{type(e).__name__}: {first[:160]}"
             continue
         if entry.name != "anchor":
             truth = truth or _truth(case, found) or found.results
@@ -94,6 +100,7 @@ def measure(case: Case, plan: Plan, anchor: Case | None = None) -> list[Contesta
         if entry.status == "timed":
             running.append(found)
         found.results = {}
+    wait(plan.pending)
     _rounds(running, plan, case.device)
     return entries
 
@@ -115,7 +122,7 @@ def _contestants(case: Case, plan: Plan, anchor: Case | None) -> Iterator[tuple[
 def _ours(case: Case, backend: str) -> Ready:
     attention = compile_spec(case.file, backend=backend, deterministic=False, constants=case.constants)
     q, k, v = (case.tensors[n] for n in "qkv")
-    captured = {n: t for n, t in case.tensors.items() if n not in ("q", "k", "v")}
+    captured: dict[str, Any] = {n: t for n, t in case.tensors.items() if n not in ("q", "k", "v")}
     leaves = (q, k, v) if q.requires_grad else ()
     return Ready(lambda: attention(q, k, v, **captured), leaves, case.d_out)
 

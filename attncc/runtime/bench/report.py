@@ -36,8 +36,8 @@ class Measured:
 
     @property
     def good(self) -> bool:
-        """Whether all results agree."""
-        return all(e.status != "wrong" for e in self.entries)
+        """Whether all results agree and all of attncc's were timed."""
+        return all(e.status != "wrong" and (e.status == "timed" or not e.ours) for e in self.entries)
 
     def tflops(self, entry: Contestant, which: str) -> float | None:
         """Of the pairs that the mask leaves."""
@@ -217,14 +217,14 @@ def measured(row: Row, case: Case, entries: Sequence[Contestant]) -> Measured:
     return Measured(row, str(case.tensors["q"].dtype).removeprefix("torch."), case.density, flops, entries)
 
 
-def machine(device: torch.device) -> dict[str, str]:
-    """Where and when it was measured."""
+def machine(device: torch.device, packages: Sequence[str] = ()) -> dict[str, str]:
+    """Where and when it was measured, with the versions of `packages`."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"device": platform.processor() or platform.machine(), "torch": torch.__version__}
     if device.type == "cuda":
         found["device"] = torch.cuda.get_device_name(device)
-    for name in ("triton", "flash-attn-4", "attncc"):
+    for name in ("triton", *packages, "attncc"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

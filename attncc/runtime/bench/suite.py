@@ -44,6 +44,8 @@ class Row:
     constants: Mapping[str, Number] = field(default_factory=dict)
     fills: Mapping[str, str] = field(default_factory=dict)
     goals: tuple[Goal, ...] = ()
+    without: tuple[str, ...] = ()
+    """Peers that sit this row out: what they take to compile is not worth their figures."""
     anchor: str = ""
     """The text of the spec whose time per visited tile is the measure; none if empty."""
 
@@ -85,9 +87,8 @@ def _rows(data: Mapping[str, Any]) -> Iterator[Row]:
         goals = tuple(parse_goal(g) for g in row.get("goals", ()))
         for shape in row["shapes"]:
             sizes = {n: int(s) for n, s in (p.split("=") for p in shape.split(","))}
-            yield Row(
-                row["name"], specs[row["spec"]], sizes, row.get("constants", {}), row.get("tensors", {}), goals, anchor
-            )
+            given = row.get("constants", {}), row.get("tensors", {})
+            yield Row(row["name"], specs[row["spec"]], sizes, *given, goals, tuple(row.get("without", ())), anchor)
 
 
 def parse_goal(text: str) -> Goal:

@@ -91,7 +91,10 @@ class _Writer:
     def tabulated(self, e: Expr) -> Expr:
         """`e` with rounded functions of j - i as tables, computed in double: a logarithm's last bit moves an edge."""
         i, j = Var("i", "int"), Var("j", "int")
-        difference = {Op("sub", (j, i), "int"): _DIFFERENCE, Op("sub", (i, j), "int"): Op("neg", (_DIFFERENCE,), "int")}
+        difference: dict[Expr, Expr] = {
+            Op("sub", (j, i), "int"): _DIFFERENCE,
+            Op("sub", (i, j), "int"): Op("neg", (_DIFFERENCE,), "int"),
+        }
         found: dict[Expr, Expr] = {}
         inside: set[Expr] = set()
         for node in reversed(list(walk(e))):

@@ -36,6 +36,8 @@ class Peer(Protocol):
     """A library, or one backend of it."""
 
     name: str
+    package: str
+    """The distribution whose version is reported."""
 
     def available(self, device: torch.device) -> str | None:
         """None where it can run on `device`, else why not."""

@@ -22,6 +22,7 @@ _MODULE = "flash_attn.cute"
 @dataclass(frozen=True)
 class _FA4:
     name: str = "fa4"
+    package: str = "flash-attn-4"
 
     def available(self, device: torch.device) -> str | None:
         if device.type != "cuda":

@@ -19,6 +19,7 @@ from attncc.runtime.bench.translate import Unsayable, depends_on, pair_function
 @dataclass(frozen=True)
 class _Flex:
     name: str = "flex"
+    package: str = "torch"
 
     def available(self, device: torch.device) -> str | None:
         try:
@@ -46,8 +47,9 @@ def _ready(case: Case, form: Form) -> Ready:
     score = None if form.plain else pair_function(form.score, setting, scored=True)
     blocks = None
     if form.mask is not TRUE:
-        which = [s[size] if depends_on(form.mask, index) else None for index, size in (("b", "B"), ("h", "H"))]
-        blocks = create_block_mask(pair_function(form.mask, setting), *which, s["M"], s["N"], device=device)
+        holds = pair_function(form.mask, setting)
+        batches, heads = (s[n] if depends_on(form.mask, n.lower()) else None for n in "BH")
+        blocks = create_block_mask(holds, batches, heads, s["M"], s["N"], device=device)
     on_gpu = device.type == "cuda"
     function: Callable[..., Any] = flex_attention
     if on_gpu:

@@ -18,6 +18,7 @@ class _Backend:
     name: str
     kind: str
     backend: SDPBackend | None
+    package: str = "torch"
 
     def available(self, device: torch.device) -> str | None:
         return None if device.type == self.kind else f"runs on {self.kind} only"
