@@ -48,6 +48,8 @@ class Plan:
     strides: tuple[int, ...]
     """Of the forward's out."""
     backwards: dict[tuple[Any, ...], Half] = field(default_factory=dict)
+    kept: dict[tuple[Any, ...], bool] = field(default_factory=dict)
+    """Whether results and their gradients keep the promises of the variant, by name, strides and alignment."""
     prepared: dict[Any, Prepared | None] = field(default_factory=dict)
     """Repeated calls, by what their tensors beside the forward's inputs look like; None where there is no short cut."""
 
@@ -99,7 +101,11 @@ class Plan:
 
         Most often an expanded gradient; one copy is cheaper than one more variant.
         """
-        if self.half.variant.layout(name).covers(layout_of(tensor)):
+        seen = (name, tensor.stride(), tensor.data_ptr() & 15)
+        kept = self.kept.get(seen)
+        if kept is None:
+            kept = self.kept[seen] = self.half.variant.layout(name).covers(layout_of(tensor))
+        if kept:
             return tensor
         return torch.empty_strided(tensor.shape, self.strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
@@ -109,17 +115,17 @@ class Plan:
             with torch.cuda.device(self.device):
                 return self._run(key, half, args)
         known = self.prepared.get(key)
-        if known is not None:
-            return known(args)
+        return known(args) if known is not None else self._first(key, half, args)
+
+    def _first(self, key: Any, half: Half, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         keywords = self.keywords if half is self.half else half.bind(self.constants)
         if self.place.mode == "interpret":
             return quietly(half.function, args, keywords)
         if self.place.mode != "cuda" or key in self.prepared:
             return half.function(*args, **keywords)
         found, launched = record(half.function, args, keywords)
-        self.prepared[key] = prepare(
-            half.steps, half.inputs, args, dict(zip(half.outputs, found, strict=True)), launched
-        )
+        named = dict(zip(half.outputs, found, strict=True))
+        self.prepared[key] = prepare(half.steps, half.inputs, args, named, launched)
         return found
 
 
@@ -168,25 +174,30 @@ class Attention:
         if return_lse and not self._lse:
             raise self._no_lse()
         plan, tensors = self.plan(q, k, v, captured)
-        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        if torch.is_grad_enabled() and (
+            q.requires_grad or k.requires_grad or v.requires_grad or any([t.requires_grad for t in tensors[3:]])
+        ):
             return _attend(plan, return_lse, *tensors)
         outputs = plan.forward(tensors)
         return (outputs[0], outputs[1]) if return_lse else outputs[0]
 
     def plan(self, q: Any, k: Any, v: Any, captured: Mapping[str, Any]) -> tuple[Plan, tuple[Tensor, ...]]:
         """The plan of a call and its tensors in order; CallError where they don't fit the spec."""
-        given = (q, k, v, *captured.values())
-        try:
+        key: tuple[Any, ...]
+        try:  # one flat tuple: this runs at every call
             key = (
-                tuple(captured),
-                torch.get_float32_matmul_precision(),
-                *((t.shape, t.stride(), t.dtype, t.device, t.data_ptr() & 15, t.layout) for t in given),
+                *(q.shape, q.stride(), q.dtype, q.device, q.data_ptr() & 15),
+                *(k.shape, k.stride(), k.dtype, k.device, k.data_ptr() & 15),
+                *(v.shape, v.stride(), v.dtype, v.device, v.data_ptr() & 15),
+                q.dtype is torch.float32 and torch.get_float32_matmul_precision(),
             )
+            for name, t in captured.items():
+                key = (*key, name, t.shape, t.stride(), t.dtype, t.device, t.data_ptr() & 15)
             plan = self._plans.get(key)
-        except (AttributeError, RuntimeError):
+        except (AttributeError, RuntimeError):  # no tensor, or none with strides and memory
             key, plan = (), None
         if plan is not None:
-            return plan, (q, k, v, *(captured[n] for n in self._captured))
+            return plan, (q, k, v, *[captured[n] for n in self._captured])
         tensors, _ = check_call(self._family.face, self.constants, q, k, v, captured)
         plan = self._new_plan(tensors, tensors[0].device)
         if key:

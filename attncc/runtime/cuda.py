@@ -89,7 +89,7 @@ def _load(binary: Binary, device: int) -> ctypes.c_void_p:
     return function
 
 
-def _current_stream() -> Callable[[int], int]:
+def current_stream() -> Callable[[int], int]:
     """Gives the handle of torch's current stream on a device."""
     quick = getattr(torch._C, "_cuda_getCurrentRawStream", None)
     return quick or (lambda device: int(torch.cuda.current_stream(device).cuda_stream))
@@ -106,7 +106,7 @@ class Kernel:
         self.handles: dict[int, ctypes.c_void_p] = {}
         self.free: list[Block] = []
         self.start = driver().cuLaunchKernel
-        self.stream = _current_stream()
+        self.stream = current_stream()
         u, b = ctypes.c_uint, binary
         self.sizes = (u(1), u(1), u(32 * b.warps), u(1), u(1), u(b.shared))
         """The grid beside its first axis, the threads of a program, its shared memory."""
@@ -145,8 +145,11 @@ class Kernel:
         except IndexError:
             block = Block(self)
         block.pack(args, scratch)
-        self.launch(handle, self.grid(programs), self.stream(device), block)
+        stream = ctypes.c_void_p(self.stream(device))
+        result = self.start(handle, self.grid(programs), *self.sizes, stream, block.table, NOTHING)
         self.free.append(block)
+        if result:
+            refused(result, self)
 
     def grid(self, programs: int) -> ctypes.c_uint:
         """The first axis of the grid, as the driver takes it."""
@@ -154,15 +157,13 @@ class Kernel:
             raise KernelFailed(f"kernel {self.binary.name} needs {programs} programs, more than a grid can have")
         return ctypes.c_uint(programs)
 
-    def launch(self, handle: ctypes.c_void_p, grid: ctypes.c_uint, stream: int, block: Block) -> None:
-        """One launch with the arguments in `block`, which the driver has copied when this returns."""
-        y, z, threads, ty, tz, shared = self.sizes
-        result = self.start(handle, grid, y, z, threads, ty, tz, shared, ctypes.c_void_p(stream), block.table, _NOTHING)
-        if result:
-            _check(result, f"launching kernel {self.binary.name}")
+
+NOTHING = ctypes.c_void_p()
 
 
-_NOTHING = ctypes.c_void_p()
+def refused(result: int, kernel: Kernel) -> None:
+    """Raises what the driver says of a launch."""
+    _check(result, f"launching kernel {kernel.binary.name}")
 
 
 class Block:

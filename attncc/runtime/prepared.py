@@ -7,6 +7,7 @@ into arguments that are packed already, and launch.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -15,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from attncc.runtime.cuda import Block, Kernel, ensure_context
+from attncc.runtime.cuda import NOTHING, Block, Kernel, current_stream, ensure_context, refused
 from attncc.runtime.maps import BYTES, Maps
 
 Steps = Sequence[Sequence[Any]]
@@ -89,7 +90,9 @@ class Prepared:
         self.launches = [x.on(self.device) for x in launches if x.recorded.programs > 0]
         self.pick: Callable[[list[Tensor]], Any] = itemgetter(*outputs)
         self.single = len(outputs) == 1
-        self.stream = next((x.kernel.stream for x in self.launches), lambda device: 0)
+        self.stream = current_stream()
+        self.last = (0, ctypes.c_void_p(0))
+        """The stream of the last call, and as the driver takes it."""
 
     def __call__(self, args: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The results for `args`, on the current stream of their device."""
@@ -102,9 +105,12 @@ class Prepared:
                 t.fill_(fill)
             tensors.append(t)
         addresses = [t.data_ptr() for t in tensors]
+        last = self.last
         stream = self.stream(self.device)
+        if last[0] != stream:
+            last = self.last = (stream, ctypes.c_void_p(stream))
         for launch in self.launches:
-            launch(addresses, stream)
+            launch(addresses, last[1])
         found = self.pick(tensors)
         return (found,) if self.single else found
 
@@ -130,11 +136,11 @@ class _Launch:
 
     def on(self, device: int) -> _Launch:
         """Ready for `device`, which is current."""
-        self.handle = self.kernel.handle(device)
-        self.grid = self.kernel.grid(self.recorded.programs)
+        self.start = self.kernel.start
+        self.grid = (self.kernel.handle(device), self.kernel.grid(self.recorded.programs), *self.kernel.sizes)
         return self
 
-    def __call__(self, addresses: list[int], stream: int) -> None:
+    def __call__(self, addresses: list[int], stream: ctypes.c_void_p) -> None:
         try:
             block = self.free.pop()  # of this launch alone: several threads may be here
         except IndexError:
@@ -146,5 +152,7 @@ class _Launch:
             for at, slot, maps, shape, strides in self.maps:
                 block.bytes[at : at + BYTES] = maps.of(addresses[slot], shape, strides)
             block.addresses = addresses
-        self.kernel.launch(self.handle, self.grid, stream, block)
+        result = self.start(*self.grid, stream, block.table, NOTHING)
         self.free.append(block)
+        if result:
+            refused(result, self.kernel)

@@ -72,7 +72,7 @@ class OnGpu:
 def lib(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     found = Recorder()
     monkeypatch.setattr(cuda, "driver", lambda: found)
-    monkeypatch.setattr(cuda, "_current_stream", lambda: lambda device: 4242)
+    monkeypatch.setattr(cuda, "current_stream", lambda: lambda device: 4242)
     monkeypatch.setattr(cuda, "_bound", threading.local())
     return found
 
