@@ -137,14 +137,14 @@ class Speller:
         return Text(f"{t.at(CALL)}[{index}]", CALL, axes)
 
     def _divide(self, name: str, a: Expr, b: Expr, done: dict[Expr, Text]) -> Text:
-        """Floor division: the machine's where both signs are proved, shifts by powers of two, else a correction."""
+        """Floor division: shifts by powers of two, the machine's where both signs are proved, else a correction."""
         left, right = bounds(a, self.known), bounds(b, self.known)
+        if isinstance(b, Const) and b.value > 0 and int(b.value).bit_count() == 1:
+            shift = int(b.value).bit_length() - 1
+            text = f"{{}} >> {shift}" if name == "floordiv" else f"{{}} & {int(b.value) - 1}"
+            return self._apply(Form(text, BITAND, (SUM,)), [done[a]])
         if left.lo >= 0 and right.lo >= 0:
             form = infix("//" if name == "floordiv" else "%", PRODUCT)
-        elif isinstance(b, Const) and b.value > 0 and int(b.value).bit_count() == 1:
-            shift = int(b.value).bit_length() - 1
-            text = f"({{}} >> {shift})" if name == "floordiv" else f"({{}} & {int(b.value) - 1})"
-            return self._apply(Form(text, CALL, (UNARY,)), [done[a]])
         elif right.lo >= 0:
             form = Form("({0} - ({0} % {1} + {1}) % {1}) // {1}", PRODUCT, (UNARY, UNARY))
             if name == "mod":

@@ -65,8 +65,10 @@ class Memory(Values):
                 scalars.append(self.scalar(base, PRODUCT if stride else SUM) + stride)
             if lane is not None:
                 near = tensor.near and self._near(e)
-                text = lane.at(PRODUCT) if near or not stride else f"{lane.at(CALL)}.to(gl.int64)"
-                lanes.append(Text(text + stride + (".to(gl.int32)" if near and stride else ""), PRODUCT, lane.axes))
+                text = lane.at(PRODUCT) if near else f"{lane.at(CALL)}.to(gl.int64)"
+                if stride:
+                    text += stride + (".to(gl.int32)" if near else "")
+                lanes.append(Text(text, PRODUCT, lane.axes) if stride else lane)
         return scalars, lanes
 
     def _contiguous(

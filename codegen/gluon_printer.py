@@ -65,6 +65,7 @@ def _descriptor(tensor, box, swizzle):
     return TensorDescriptor(tensor, list(tensor.shape), [*steps[:-1], 1], box, layout)
 '''
 
+
 def print_module(forward: Program, backward: Program | None, title: str, *, triton: tuple[int, int] = (3, 6)) -> str:
     """The module of a forward program and its backward, for a version of Triton."""
     return _module([p for p in (forward, backward) if p is not None], title, triton)
@@ -145,7 +146,7 @@ class _KernelPrinter:
 
     def write(self) -> set[str]:
         """Prints; gives the names of the helpers it needs."""
-        inside = Writer()
+        inside = Writer(1)
         body = Body(inside, self.scope)
         self._grid(body)
         self._top(body)
@@ -173,7 +174,7 @@ class _KernelPrinter:
         with w.block(flat):
             if note:
                 w.line(f'"""{note}"""')
-            w.lines(body.text())
+            w.append(body)
 
     def _grid(self, body: Body) -> None:
         """One program number, decoded: the first axis varies fastest."""
@@ -211,7 +212,7 @@ class _KernelPrinter:
     def _partitions(self, outer: Body, parts: tuple[Partition, ...]) -> None:
         calls = []
         for part in parts:
-            inside = Writer()
+            inside = Writer(1)
             body = Body(inside, self.scope)
             body.statements(part.body)
             name = f"{self.kernel.name.removesuffix('_kernel')}_{part.name}"

@@ -9,20 +9,58 @@ INDENT = "    "
 WIDTH = 120
 
 
-def wrapped(text: str, width: int) -> list[str]:
-    """A long statement with the arguments of its longest call on lines of their own; as it is where it has none."""
+def wrapped(text: str, width: int, inside: bool = False) -> list[str]:
+    """A long statement with the arguments of its longest call on lines of their own; as it is where it has none.
+
+    `inside` brackets a line may also end between terms.
+    """
     if len(text) <= width:
         return [text]
-    if text.startswith("("):
+    if text.startswith("(") and len(_filled(text, width)) > 1:
         return _filled(text, width)
-    calls = [(b, e) for b, e in _brackets(text) if b and (text[b - 1].isalnum() or text[b - 1] in "_)]")]
+    calls = [(b, e) for b, e in _brackets(text) if b and _is_call(text, b, e)]
+    terms = _terms(text) if inside else []
+    if len(terms) > 1 and (len(terms) > 2 or not calls):
+        return _joined(terms, width)
     if not calls:
         return [text]
     begin, end = max(calls, key=lambda pair: pair[1] - pair[0])
     parts = _split(text[begin + 1 : end])
     lone = len(parts) == 1 and (text[begin] == "[" or " for " in parts[0])
-    inner = [line for p in parts for line in wrapped(p if lone else f"{p},", width - len(INDENT))]
+    inner = [line for p in parts for line in wrapped(p if lone else f"{p},", width - len(INDENT), inside=True)]
     return [text[: begin + 1], *(f"{INDENT}{line}" for line in inner), text[end:]]
+
+
+def _is_call(text: str, begin: int, end: int) -> bool:
+    """Whether a bracket holds arguments, or an index that is worth a line."""
+    named = text[begin - 1].isalnum() or text[begin - 1] in "_)]"
+    return named and not set(text[begin + 1 : end]) <= set(": ,None")
+
+
+def _terms(text: str) -> list[str]:
+    """The terms of a sum, or of a conjunction, each but the first with its operator."""
+    covered = _brackets(text)
+    for sign in (" & ", " + "):
+        places = [n for n in _found(text, sign) if not any(b < n < e for b, e in covered)]
+        if places:
+            ends = [*places, len(text)]
+            return [text[a:b].strip() for a, b in zip([0, *places], ends, strict=True)]
+    return [text]
+
+
+def _found(text: str, part: str) -> list[int]:
+    return [n for n in range(len(text)) if text.startswith(part, n)]
+
+
+def _joined(terms: list[str], width: int) -> list[str]:
+    """As many terms to a line as fit."""
+    lines = terms[:1]
+    for term in terms[1:]:
+        if len(lines[-1]) + len(term) + 1 <= width:
+            lines[-1] += f" {term}"
+        else:
+            lines.append(term)
+    return lines
 
 
 def _filled(text: str, width: int) -> list[str]:
@@ -135,7 +173,7 @@ class Writer:
         self.line(f"{target}(")
         self._depth += 1
         for arg in args:
-            self._lines += [f"{INDENT * self._depth}{part}" for part in wrapped(f"{arg},", self.room())]
+            self._lines += [f"{INDENT * self._depth}{part}" for part in wrapped(f"{arg},", self.room(), inside=True)]
         self._depth -= 1
         self.line(f"){tail}")
 
