@@ -47,6 +47,7 @@ class _Kind:
 @click.option("--forward", "which", flag_value="forward", help="Time the forward alone, without gradients.")
 @click.option("--backward", "which", flag_value="backward", help="Time the backward alone.")
 @click.option("--both", "which", flag_value="both", default=True, help="Time both (the default).")
+@click.option("--gradients", is_flag=True, help="Also time attncc with gradients of captured tensors.")
 @click.option("--rounds", default=5, type=click.IntRange(1), help="In each, everyone is timed once.")
 @click.option("--milliseconds", default=20.0, type=click.FloatRange(0.0), help="Of calls that are timed in a round.")
 @click.option("--seed", default=0, help="Of the made-up tensors.")
@@ -126,7 +127,9 @@ def _plan(options: dict[str, Any], strict: bool) -> Plan:
     found = tuple(p for family in wanted or known for p in peers(family))
     which = WHICH if options["which"] in ("both", True, None) else (options["which"],)
     backends = tuple(n.strip() for n in options["backends"].split(",") if n.strip())
-    return Plan(backends, found, which, options["rounds"], strict, measure_ms=options["milliseconds"])
+    return Plan(
+        backends, found, which, options["rounds"], options["gradients"], strict, measure_ms=options["milliseconds"]
+    )
 
 
 def _packages(plan: Plan) -> list[str]:
@@ -167,7 +170,9 @@ def _one(row: Row, kind: _Kind, plan: Plan) -> Measured:
 
     case, anchor = _case(row, kind, plan)
     peers = tuple(p for p in plan.peers if p.name not in row.without)
-    return measured(row, case, measure(case, dataclasses.replace(plan, peers=peers), anchor))
+    gradients = plan.gradients or any(g.most for g in row.goals)
+    plan = dataclasses.replace(plan, peers=peers, gradients=gradients)
+    return measured(row, case, measure(case, plan, anchor))
 
 
 def _case(row: Row, kind: _Kind, plan: Plan, short: bool = False) -> tuple[Case, Case | None]:
@@ -199,7 +204,9 @@ def _prefetch(rows: list[Row], kind: _Kind, plan: Plan) -> list[Future[None]]:
         return []
     shapes = {(r.spec, *(r.shape.get(n) for n in "HGDE")): r for r in reversed(rows)}
     cases = [_case(r, kind, plan, short=True) for r in reversed(shapes.values())]
-    return prefetch([c for pair in cases for c in pair if c is not None], plan.backends, kind.device)
+    found = [c for pair in cases for c in pair if c is not None]
+    found += [c.with_gradients() for c in found if c.reals and plan.which != ("forward",)]
+    return prefetch(found, plan.backends, kind.device)
 
 
 def _write(found: list[Measured], where: dict[str, str], options: dict[str, Any]) -> None:

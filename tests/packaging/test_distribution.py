@@ -29,7 +29,7 @@ def _packaged() -> set[str]:
     names = set()
     for folder, prefix in (("attncc", "attncc"), ("grammar", "attncc/grammar"), ("codegen", "attncc/codegen")):
         for file in (ROOT / folder).rglob("*"):
-            if file.suffix in (".py", ".lark", ".md") or file.name == "py.typed":
+            if file.suffix in (".py", ".lark", ".md", ".toml") or file.name == "py.typed":
                 names.add(f"{prefix}/{file.relative_to(ROOT / folder).as_posix()}")
     return names
 

@@ -230,7 +230,7 @@ def test_the_shipped_suite() -> None:
     assert [f.stem for f in FOLDER.glob("*.toml")] == ["softmax"]
     rows = read_suite("softmax")
     assert len(rows) == len({r.label for r in rows}) and len(rows) > 20
-    known = {"tile", *(p.name for family in families() for p in peers(family))}
+    known = {"tile", "gradients", *(p.name for family in families() for p in peers(family))}
     for row in rows:
         spec = parse(row.spec)
         assert set(row.constants) <= {c.name for c in spec.constants}
@@ -269,7 +269,7 @@ shapes = ["B=1,H=2,N=40,D=16"]
 constants = { window = 7 }
 tensors = { sink = "normal:1" }
 anchor = "causal"
-goals = ["1000000 tile"]
+goals = ["1000000 tile", "<= 1000 gradients"]
 """
 
 
@@ -295,9 +295,16 @@ def test_a_suite_runs(tmp_path: Path) -> None:
         causal["sdpa"]["forward"]["ms"] / causal["attncc"]["forward"]["ms"]
     )
     assert max(causal["sdpa"]["errors"].values()) < 1e-5
-    assert found["rows"][1]["goals"] == [{"goal": "1000000 tile", "of": "attncc", "forward": False, "backward": False}]
+    assert found["rows"][1]["goals"] == [
+        {"goal": "1000000 tile", "of": "attncc", "forward": False, "backward": False},
+        {"goal": "<= 1000 gradients", "of": "attncc", "forward": None, "backward": True},
+    ]
+    assert sink["gradients"]["status"] == "timed" and sink["gradients"]["note"] == "with those of sink"
+    assert "gradients" not in causal
     lines = table.read_text().splitlines()
-    assert lines[2].startswith("| row | attncc | flex | sdpa | over flex | over sdpa | per tile | goals |")
+    assert lines[2].startswith(
+        "| row | attncc | flex | sdpa | over flex | over sdpa | per tile | captured gradients | goals |"
+    )
     assert lines[-1].endswith("| missed forward: 1000000 tile; backward: 1000000 tile |")
     assert chart.read_bytes().startswith(b"\x89PNG")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -74,6 +74,16 @@ class Case:
         tensors = {n: self.tensors[n] for n in ("q", "k", "v")}
         constants = {c.name: c.value for c in spec.constants}
         return Case(spec.name, file, spec, constants, self.sizes, tensors, self.d_out)
+
+    @property
+    def reals(self) -> tuple[str, ...]:
+        """The captured tensors that have a gradient."""
+        return tuple(p.name for p in self.spec.params if p.sort == "real")
+
+    def with_gradients(self) -> Case:
+        """The same, with captured tensors that require their gradients."""
+        tensors = {n: t.detach().requires_grad_() if n in self.reals else t for n, t in self.tensors.items()}
+        return replace(self, tensors=tensors)
 
     @property
     def density(self) -> float:

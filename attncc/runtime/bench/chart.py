@@ -14,7 +14,7 @@ def draw(rows: Sequence[Measured], title: str, path: str | os.PathLike[str]) -> 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    timed = {e.name for m in rows for e in m.entries if e.status == "timed" and e.name != "anchor"}
+    timed = {e.name for m in rows for e in m.entries if e.status == "timed" and e.role in ("ours", "peer")}
     names = [n for n in dict.fromkeys(e.name for m in rows for e in m.entries) if n in timed]
     which = [w for w in WHICH if any(e.median(w) for m in rows for e in m.entries)]
     height = 1.2 + len(rows) * (0.18 * max(len(names), 1) + 0.14)

@@ -20,6 +20,8 @@ from attncc.runtime.trial import BARS, error
 from attncc.runtime.variants import DTYPES
 
 Status = Literal["timed", "wrong", "can't", "absent", "failed"]
+Role = Literal["ours", "anchor", "gradients", "peer"]
+"""anchor: another spec, whose time per tile is the measure. gradients: ours, with those of captured tensors."""
 WHICH = ("forward", "backward")
 _TRUTH_ELEMENTS = 2**24
 """Scores (B * H * M * N) up to which the dense reference is asked, too."""
@@ -38,7 +40,7 @@ class Contestant:
     """The first call, forward and backward, compilation included."""
     forward: list[float] = field(default_factory=list)
     backward: list[float] = field(default_factory=list)
-    ours: bool = False
+    role: Role = "peer"
     work: Work = Work(1.0, 1.0)
     """What its mask leaves to compute."""
 
@@ -56,6 +58,8 @@ class Plan:
     peers: tuple[Peer, ...]
     which: tuple[str, ...] = WHICH
     rounds: int = 5
+    gradients: bool = False
+    """attncc is also timed with the gradients of captured tensors."""
     strict: bool = False
     """What attncc refuses is raised, not noted."""
     warmup_ms: float = 5.0
@@ -74,7 +78,7 @@ class _Running:
 
 
 def measure(case: Case, plan: Plan, anchor: Case | None = None) -> list[Contestant]:
-    """Times `case`. `anchor` is another spec on the same q, k and v that takes part as "anchor", for attncc alone."""
+    """Times `case`, and beside it attncc's `anchor`, another spec on the same q, k and v."""
     entries: list[Contestant] = []
     running: list[_Running] = []
     truth: dict[str, Tensor] = {}
@@ -89,12 +93,12 @@ def measure(case: Case, plan: Plan, anchor: Case | None = None) -> list[Contesta
                 continue
             found = _start(entry, ready, plan.which)
         except Exception as e:
-            if entry.ours and plan.strict:
+            if entry.role == "ours" and plan.strict:
                 raise
             first = [*str(e).strip().splitlines(), ""][0]
             entry.status, entry.note = "failed", f"{type(e).__name__}: {first[:160]}"
             continue
-        if entry.name != "anchor":
+        if entry.role != "anchor":
             truth = truth or _truth(case, found) or found.results
             _judge(entry, found.results, truth, case)
         if entry.status == "timed":
@@ -108,10 +112,15 @@ def measure(case: Case, plan: Plan, anchor: Case | None = None) -> list[Contesta
 def _contestants(case: Case, plan: Plan, anchor: Case | None) -> Iterator[tuple[Contestant, Callable[[], Ready | str]]]:
     for n, backend in enumerate(plan.backends):
         name = "attncc" if len(plan.backends) == 1 else f"attncc-{backend}"
-        yield Contestant(name, ours=True, work=case.work), lambda b=backend: _ours(case, b)  # type: ignore[misc]
-        if anchor is not None and n == 0:
-            entry = Contestant("anchor", ours=True, work=anchor.work, note=anchor.name)
-            yield entry, lambda b=backend: _ours(anchor, b)  # type: ignore[misc]
+        found: list[tuple[Role, str, Case]] = [("ours", name, case)]
+        if n == 0 and anchor is not None:
+            found.append(("anchor", "anchor", anchor))
+        if n == 0 and plan.gradients and "backward" in plan.which and case.reals:
+            found.append(("gradients", "gradients", case.with_gradients()))
+        for role, called, one in found:
+            note = {"anchor": one.name, "gradients": f"with those of {', '.join(case.reals)}"}.get(role, "")
+            entry = Contestant(called, note=note, role=role, work=one.work)
+            yield entry, lambda b=backend, c=one: _ours(c, b)  # type: ignore[misc]
     for peer in plan.peers:
         reason = peer.available(case.device)
         entry = Contestant(peer.name, "absent", reason) if reason else Contestant(peer.name)
@@ -123,7 +132,7 @@ def _ours(case: Case, backend: str) -> Ready:
     attention = compile_spec(case.file, backend=backend, deterministic=False, constants=case.constants)
     q, k, v = (case.tensors[n] for n in "qkv")
     captured: dict[str, Any] = {n: t for n, t in case.tensors.items() if n not in ("q", "k", "v")}
-    leaves = (q, k, v) if q.requires_grad else ()
+    leaves = (q, k, v, *(t for t in captured.values() if t.requires_grad)) if q.requires_grad else ()
     return Ready(lambda: attention(q, k, v, **captured), leaves, case.d_out)
 
 
@@ -147,7 +156,7 @@ def _start(entry: Contestant, ready: Ready, which: Sequence[str]) -> _Running:
     if "forward" in which:
         calls["forward"] = forward
     if training:
-        for name, grad in zip(("d_q", "d_k", "d_v"), backward(), strict=True):
+        for name, grad in zip(("d_q", "d_k", "d_v"), backward(), strict=False):
             results[name] = ready.turned(grad)
         calls["backward"] = backward
     if out.is_cuda:

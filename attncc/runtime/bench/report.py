@@ -32,12 +32,12 @@ class Measured:
 
     @property
     def ours(self) -> tuple[Contestant, ...]:
-        return tuple(e for e in self.entries if e.ours and e.name != "anchor")
+        return tuple(e for e in self.entries if e.role == "ours")
 
     @property
     def good(self) -> bool:
         """Whether all results agree and all of attncc's were timed."""
-        return all(e.status != "wrong" and (e.status == "timed" or not e.ours) for e in self.entries)
+        return all(e.status != "wrong" and (e.status == "timed" or e.role != "ours") for e in self.entries)
 
     def tflops(self, entry: Contestant, which: str) -> float | None:
         """Of the pairs that the mask leaves."""
@@ -47,7 +47,8 @@ class Measured:
 
     def ratio(self, mine: Contestant, over: str, which: str) -> tuple[float, float, float] | None:
         """How many times as fast as `over`: of the medians, and the least and largest of any round."""
-        other = next((e for e in self.entries if e.name == ("anchor" if over == "tile" else over)), None)
+        wanted = "anchor" if over == "tile" else over
+        other = next((e for e in self.entries if e.name == wanted), None)
         if other is None:
             return None
         a, b = ((e.forward if which == "forward" else e.backward) for e in (mine, other))
@@ -59,8 +60,12 @@ class Measured:
 
     def reached(self, mine: Contestant, goal: Goal, which: str) -> bool | None:
         """Whether a bound of the goal holds; None where nobody it is measured by was timed."""
+        if goal.most and which == "forward":
+            return None
         found = [(_least(b, which), self.ratio(mine, b.over, which)) for b in goal.bounds]
         known = [(least, r[0]) for least, r in found if r is not None]
+        if goal.most:
+            return all(r <= most for most, r in known) if known else None
         return any(r >= (least - _SLACK if least == 1 else least) for least, r in known) if known else None
 
 
@@ -84,7 +89,7 @@ def lines(m: Measured) -> list[str]:
         for goal in m.row.goals:
             states = [f"{w} {_said(m, mine, goal, w)}" for w in WHICH if m.reached(mine, goal, w) is not None]
             if states:
-                found.append(f"{'':34} {mine.name}: {goal.text}: {', '.join(states)}")
+                found.append(f"{'':34} {mine.name}, {goal.text}: {', '.join(states)}")
     return found
 
 
@@ -97,7 +102,7 @@ def _figures(m: Measured, e: Contestant) -> str:
         if ms is None or speed is None:
             parts.append(f" {'':12} {'':8} {'':5} {'':6}")
             continue
-        over = m.ratio(m.ours[0], "tile" if e.name == "anchor" else e.name, which) if e is not m.ours[0] else None
+        over = m.ratio(m.ours[0], "tile" if e.role == "anchor" else e.name, which) if e is not m.ours[0] else None
         parts.append(f" {ms:12.4g} {speed:8.4g} {_spread(e, which):>5} {'' if over is None else f'{over[0]:.2f}':>6}")
     worst = f"{max(e.errors.values()):.1e}" if e.errors else ""
     return f"{''.join(parts)} {worst:>8} {e.first_s:6.1f}s {e.note}"
@@ -120,11 +125,12 @@ def _said(m: Measured, mine: Contestant, goal: Goal, which: str) -> str:
 
 def markdown(rows: Sequence[Measured], where: Mapping[str, str]) -> str:
     """One table: TFLOP/s forward / backward of everyone, ratios, and whether the goals are reached."""
-    names = list(dict.fromkeys(e.name for m in rows for e in m.entries if e.name != "anchor" and e.status != "absent"))
-    ours = {e.name for m in rows for e in m.ours}
-    others = [n for n in names if n not in ours]
-    tiles = any(e.name == "anchor" for m in rows for e in m.entries)
-    ratios = [f"over {n}" for n in others] + (["per tile"] if tiles else [])
+    entries = [e for m in rows for e in m.entries if e.status != "absent"]
+    ours, others = (list(dict.fromkeys(e.name for e in entries if e.role == r)) for r in ("ours", "peer"))
+    tiles = any(e.role == "anchor" for e in entries)
+    gradients = any(e.role == "gradients" for e in entries)
+    names = [*ours, *others]
+    ratios = [f"over {n}" for n in others] + ["per tile"] * tiles + ["captured gradients"] * gradients
     head = ["row", *names, *ratios, "goals"]
     text = [
         f"{', '.join(f'{k} {v}' for k, v in where.items())}. TFLOP/s, forward / backward.",
@@ -133,11 +139,14 @@ def markdown(rows: Sequence[Measured], where: Mapping[str, str]) -> str:
         "|" + "---|" * len(head),
     ]
     for m in rows:
-        entries = {e.name: e for e in m.entries}
-        cells = [_pair([m.tflops(entries[n], w) if n in entries else None for w in WHICH], "{:.0f}") for n in names]
+        known = {e.name: e for e in m.entries}
+        cells = [_pair([m.tflops(known[n], w) if n in known else None for w in WHICH], "{:.0f}") for n in names]
         for over in [*others, *(["tile"] if tiles else [])]:
             best = [_best(m, over, w) for w in WHICH]
             cells.append(_pair(best, "{:.2f}"))
+        if gradients:
+            more = m.ratio(m.ours[0], "gradients", "backward")
+            cells.append("" if more is None else f"{100 * (more[0] - 1):+.0f}%")
         text.append(f"| {' | '.join([m.row.label, *cells, _goals(m)])} |")
     return "\n".join(text) + "\n"
 
@@ -197,7 +206,7 @@ def _entry(m: Measured, e: Contestant) -> dict[str, Any]:
         for which in WHICH:
             times = e.forward if which == "forward" else e.backward
             if times:
-                over = m.ratio(m.ours[0], "tile" if e.name == "anchor" else e.name, which)
+                over = m.ratio(m.ours[0], "tile" if e.role == "anchor" else e.name, which)
                 found[which] = {
                     "ms": statistics.median(times),
                     "rounds_ms": times,

@@ -31,6 +31,8 @@ class Goal:
 
     text: str
     bounds: tuple[Bound, ...]
+    most: bool = False
+    """The backward of the contestant may take that many times as long, and no more: `<= 1.15 gradients`."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,11 @@ def _rows(data: Mapping[str, Any]) -> Iterator[Row]:
 def parse_goal(text: str) -> Goal:
     """`1.5 / 1.4 sdpa or 1.0 tile`: forward / backward; one number is both."""
     bounds = []
-    for part in text.split(" or "):
+    most = text.startswith("<=")
+    for part in text.removeprefix("<=").split(" or "):
         found = _GOAL.fullmatch(part.strip())
         if found is None:
             raise ValueError(f"{part!r} is no goal")
         forward, backward, over = found.groups()
         bounds.append(Bound(float(forward), float(backward or forward), over))
-    return Goal(text, tuple(bounds))
+    return Goal(text, tuple(bounds), most)
