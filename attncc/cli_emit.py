@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from attncc.runtime.attention import Attention
     from attncc.schedule.variant import Variant
 
-TARGETS = ("triton", "torch", "ptx")
+TARGETS = ("triton", "gluon", "torch", "ptx")
 
 
 @click.command()
 @click.argument("file")
 @click.option("-o", "--output", required=True, metavar="OUT.py", help="Where to; `-` is standard output.")
-@click.option("--target", "targets", default="triton", metavar="triton,torch,ptx", help="One or several.")
+@click.option("--target", "targets", default="triton", metavar="triton,gluon,torch,ptx", help="One or several.")
 @click.option("--arch", default="sm_90", metavar="sm_90", help="Of PTX.")
 @click.option("--dims", default="D=64", metavar="D=64,E=64", help="Head dimensions; E is D where not given.")
-@click.option("--dtype", type=click.Choice(list(DTYPES)), help="Of q, k, v: bfloat16 for triton, float32 for torch.")
+@click.option("--dtype", type=click.Choice(list(DTYPES)), help="Of q, k, v: bfloat16 on a GPU, float32 for torch.")
 @click.option("--const", "given", multiple=True, metavar="NAME=VALUE", help="Change a constant's default.")
 @click.option("--forward-only", is_flag=True, help="Leave the backward out.")
 @click.option("--lse-gradient", is_flag=True, help="Let gradients flow through lse, too.")
@@ -92,7 +92,7 @@ def _variant(
 
     short: dict[str, Any] = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float64": "f64"}
     kind = short[DTYPES[dtype]] if dtype else None
-    printed: Any = "torch" if target == "torch" else "triton"
+    printed: Any = target if target in ("torch", "gluon") else "triton"
     variant = usual_variant(attention._family.face, printed, kind, sizes["D"], sizes.get("E", sizes["D"]))
     if forward_only:
         return dataclasses.replace(variant, gradients=())

@@ -15,7 +15,7 @@ from attncc.errors import AttnccError, SpecError
 
 if TYPE_CHECKING:
     from attncc.ir.nodes import Spec
-    from attncc.schedule.variant import Variant
+    from attncc.schedule.variant import Target, Variant
 
 _CODE = re.compile(r"[Ee]\d{3}")
 _STAGES = ("grammar", "passes", "runtime", "schedule", "tile", "codegen")
@@ -27,7 +27,7 @@ _STAGES = ("grammar", "passes", "runtime", "schedule", "tile", "codegen")
     "--after", "stage", default="", metavar="PASS", help="parse, a pass, tile or print; all passes if left out."
 )
 @click.option("--dims", default="D=64", metavar="D=64,E=64", help="Head dimensions; E is D where not given.")
-@click.option("--target", type=click.Choice(["triton", "torch"]), default="triton", help="For tile and print.")
+@click.option("--target", type=click.Choice(["triton", "gluon", "torch"]), default="triton", help="For tile and print.")
 @json_option
 @guarded
 def dump(file: str, stage: str, dims: str, target: str, as_json: bool) -> None:
@@ -80,7 +80,8 @@ def _variant(spec: Spec, target: str, D: int, E: int) -> Variant:
     from attncc.runtime.interface import interface_of
     from attncc.runtime.printing import usual_variant
 
-    return usual_variant(interface_of(spec), "torch" if target == "torch" else "triton", None, D, E)
+    printed: Target = "torch" if target == "torch" else "gluon" if target == "gluon" else "triton"
+    return usual_variant(interface_of(spec), printed, None, D, E)
 
 
 @click.command()
@@ -90,7 +91,7 @@ def _variant(spec: Spec, target: str, D: int, E: int) -> Variant:
 @json_option
 @guarded
 def explain(what: str, dims: str, given: tuple[str, ...], as_json: bool) -> None:
-    """Tell what was derived from FILE: its mask, bounds and kernels; or what an error CODE such as E503 means."""
+    """Tell what was derived from FILE: its mask, bounds and kernels on sm_90; or what a CODE such as E503 means."""
     if _CODE.fullmatch(what):
         shown = _page(what.upper())
     else:
@@ -134,7 +135,7 @@ def _report(file: str, sizes: dict[str, int], values: dict[str, int | float | bo
     D = sizes.get("D", 64)
     E = sizes.get("E", D)
     try:
-        pair = driver.programs(spec, _variant(spec, "triton", D, E))
+        pair = driver.programs(spec, _variant(spec, "gluon", D, E))
         return report(spec, driver.analyse(spec, D, E), pair, check_constants(interface_of(spec), values))
     except SpecError as error:
         error.source = error.source or source

@@ -12,6 +12,7 @@ from attncc.runtime.interface import Number
 from attncc.runtime.kernels import compile_all
 from attncc.runtime.text import execute
 from attncc.schedule.variant import Variant
+from attncc.tile.dialect import any_partitioned
 
 if TYPE_CHECKING:
     from attncc.tile.nodes import Program
@@ -45,6 +46,15 @@ def _identifier(name: str) -> str:
     return f"{name}_" if keyword.iskeyword(name) else name
 
 
+ALIGNED = '''\
+def _unit(x):
+    """x, copied where bulk copies could not take its base or its strides."""
+    rows = [s * x.element_size() % 16 for n, s in zip(x.shape[:-1], x.stride()) if n > 1]
+    if x.dim() == 0 or (x.stride(-1) == 1 and not any(rows) and x.data_ptr() % 16 == 0):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)'''
+
+
 class _Tail:
     """What comes after the printed module."""
 
@@ -69,6 +79,8 @@ class _Tail:
         """What brings a tensor into the layout the kernels were printed for."""
         if self.variant.target == "torch":
             return ""
+        if any_partitioned(self.forward, self.backward):
+            return ALIGNED
         return (
             "def _unit(x):\n"
             '    """x, copied where its last stride is not 1, as the kernels promise."""\n'

@@ -11,6 +11,7 @@ from attncc.expr.nodes import Const, Expr, Var, rewrite, walk
 from attncc.ir.nodes import Load, Segment, Spec, Weights
 from attncc.runtime.interface import Interface, Number, interface_of
 from attncc.runtime.reads import encode, pairs
+from attncc.tile.nodes import Kernel, Partitions
 from attncc.tile.text_expr import spell_expr
 
 if TYPE_CHECKING:
@@ -76,10 +77,19 @@ def bounds_text(bounds: Bounds) -> str:
 
 def _program(program: Program) -> str:
     lines = [f"{program.name}: {', '.join(t.name for t in program.inputs)} -> {', '.join(program.outputs)}"]
+    if program.note:
+        lines.append(f"  {program.note}")
     for k in program.kernels:
         grid = " x ".join(f"{text(g.extent)}/{g.tile}" if g.tile > 1 else text(g.extent) for g in k.grid)
-        lines.append(f"  kernel {k.name}: grid {grid}, {k.config.warps} warps, {k.config.stages} stages")
+        lines.append(f"  kernel {k.name}: grid {grid}, {_warps(k)}")
     return "\n".join(lines)
+
+
+def _warps(kernel: Kernel) -> str:
+    for s in kernel.body:
+        if isinstance(s, Partitions):
+            return f"partitioned: {', '.join(f'{p.name} {p.warps}' for p in s.parts)} warps"
+    return f"{kernel.config.warps} warps, {kernel.config.stages} stages"
 
 
 def text(e: Expr) -> str:

@@ -203,7 +203,7 @@ class Family:
             "outputs": list(program.outputs),
             "constants": [s.name for s in signature.constants(program)],
             "partitioned": split,
-            "reason": program.note if variant.target == "gluon" and not split else "",
+            "reason": "" if split or variant.target != "gluon" else program.note.removeprefix("not partitioned: "),
         }
         blobs = {"text": text.encode()}
         if place.mode == "cuda":

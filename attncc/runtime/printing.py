@@ -7,29 +7,39 @@ from collections.abc import Mapping
 
 from attncc.runtime.family import Family, Half, Which
 from attncc.runtime.interface import Interface, Number
-from attncc.schedule.variant import Target, Variant
+from attncc.schedule.variant import Layout, Target, Variant
 from attncc.tile.nodes import Dtype
 
 
 def usual_variant(face: Interface, target: Target, dtype: Dtype | None = None, D: int = 64, E: int = 64) -> Variant:
     """The variant of contiguous inputs that all need gradients; captured reals are f32, integers i32."""
     kinds: dict[str, Dtype] = {"real": "f32", "int": "i32", "bool": "bool"}
+    kind = dtype or ("f32" if target == "torch" else "bf16")
     return Variant(
         target=target,
         D=D,
         E=E,
-        dtype=dtype or ("f32" if target == "torch" else "bf16"),
+        dtype=kind,
         captured=tuple((p.name, kinds[p.sort]) for p in face.params),
+        layouts=() if target == "torch" else _layouts(D, E, 4 if kind == "f32" else 2),
         gradients=face.real,
     )
+
+
+def _layouts(D: int, E: int, item: int) -> tuple[tuple[str, Layout], ...]:
+    """Rows of so many channels that they are no multiple of 16 bytes can't promise it."""
+    rows = ((D, ("q", "k", "d_q", "d_k")), (E, ("v", "out", "d_out", "d_v")))
+    return tuple((n, Layout(aligned=False)) for size, names in rows if size * item % 16 for n in names)
 
 
 def usual_source(family: Family, which: Which, backend: str) -> str:
     """The printed source of the usual variant: forward alone, or with its backward."""
     import torch
 
-    gpu = backend in ("triton", "interpret") or (backend == "auto" and torch.cuda.is_available())
-    variant = usual_variant(family.face, "triton" if gpu else "torch")
+    gpu = backend in ("triton", "gluon", "interpret") or (backend == "auto" and torch.cuda.is_available())
+    hopper = gpu and torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+    split = backend == "gluon" or (backend == "auto" and hopper)
+    variant = usual_variant(family.face, "gluon" if split else "triton" if gpu else "torch")
     if which == "forward":
         variant = dataclasses.replace(variant, gradients=())
     return family.source(family.programs(variant), variant)
@@ -50,8 +60,20 @@ def report(family: Family, constants: Mapping[str, Number]) -> str:
 def _half_lines(half: Half) -> list[str]:
     v = half.variant
     flow = f"{', '.join(half.inputs)} -> {', '.join(half.outputs)}"
-    lines = [f"  {half.which:<8} {v.target} {v.dtype} D={v.D} E={v.E}: {flow}"]
+    lines = [f"  {half.which:<8} {tier(half)} {v.dtype} D={v.D} E={v.E}: {flow}"]
+    if v.target == "gluon" and not half.partitioned:
+        lines.append(f"    not partitioned: {half.reason}")
     for kernel in half.kernels:
         b = kernel.binary
-        lines.append(f"    kernel {b.name}: {b.warps} warps, {b.shared} bytes shared, {len(b.image)} bytes of code")
+        kind = "partitioned, " if b.maps else ""
+        lines.append(
+            f"    kernel {b.name}: {kind}{b.warps} warps, {b.shared} bytes shared, {len(b.image)} bytes of code"
+        )
     return lines
+
+
+def tier(half: Half) -> Target:
+    """What a half runs as: partitioned kernels are in Gluon, what could not be is plain Triton."""
+    if half.variant.target != "gluon":
+        return half.variant.target
+    return "gluon" if half.partitioned else "triton"
