@@ -42,18 +42,25 @@ _HOMES = {
 
 
 def compile(
-    spec: str | PathLike[str], *, backend: str = "auto", deterministic: bool = False, **constants: int | float | bool
+    spec: str | PathLike[str],
+    *,
+    backend: str = "auto",
+    deterministic: bool = False,
+    tiles: str = "",
+    **constants: int | float | bool,
 ) -> Attention:
     """Compiles a spec, given by its path or as text, into a callable.
 
     `backend` is auto (by where the tensors of a call live: CUDA takes triton, the CPU torch), triton, torch or
-    interpret. `deterministic` refuses sums whose order is not repeatable. Further keywords set the constants of the
-    spec's header. Kernels are compiled by the first call that needs them, or by `warmup`.
+    interpret. `deterministic` refuses sums whose order is not repeatable. `tiles="tuned"` takes the tiles that
+    `attncc tune` found on this machine, where it found better ones; other text changes those of the default plan.
+    Further keywords set the constants of the spec's header. Kernels are compiled by the first call that needs them,
+    or by `warmup`.
     """
     require_parts()
     from attncc.runtime.attention import compile_spec
 
-    return compile_spec(spec, backend=backend, deterministic=deterministic, constants=constants)
+    return compile_spec(spec, backend=backend, deterministic=deterministic, constants=constants, tiles=tiles)
 
 
 if TYPE_CHECKING:

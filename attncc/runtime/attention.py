@@ -19,10 +19,12 @@ from attncc.runtime.checks import check_call, check_constants
 from attncc.runtime.family import Family, Half, Place, Which, family, place_of
 from attncc.runtime.interface import Number
 from attncc.runtime.library import Ops, register
-from attncc.runtime.mistakes import NoSingleLse, NotPartitioned, UnknownBackend
+from attncc.runtime.mistakes import NoSingleLse, NotPartitioned, UnknownBackend, WrongTiles
 from attncc.runtime.prepared import Prepared, prepare, record
+from attncc.runtime.tuned import tuned
 from attncc.runtime.variants import address, forward_variant, layout_of, result_like
 from attncc.runtime.warmup import meta_tensors
+from attncc.schedule import overrides
 from attncc.schedule.variant import Variant
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -47,6 +49,8 @@ class Plan:
     """The CUDA device, -1 on the CPU."""
     strides: tuple[int, ...]
     """Of the forward's out."""
+    behind: str = ""
+    """What differs from the default plan of the backward."""
     backwards: dict[tuple[Any, ...], Half] = field(default_factory=dict)
     kept: dict[tuple[Any, ...], bool] = field(default_factory=dict)
     """Whether results and their gradients keep the promises of the variant, by name, strides and alignment."""
@@ -64,7 +68,7 @@ class Plan:
         if found is None:
             inputs = self.family.face.inputs
             names = tuple(n for n, need in zip(inputs, needs, strict=True) if need)
-            variant = dataclasses.replace(self.half.variant, gradients=names, lse_gradient=with_lse)
+            variant = dataclasses.replace(self.half.variant, gradients=names, lse_gradient=with_lse, tiles=self.behind)
             found = self.family.half(variant, "backward", self.place)
             must_be_partitioned(found, self.forced)
             self.backwards[(needs, with_lse)] = found
@@ -154,8 +158,9 @@ class Attention:
     normaliser, -inf for a row without an allowed key. Gradients flow to q, k, v and every real captured tensor.
     """
 
-    def __init__(self, compiled: Family, constants: Mapping[str, Number], backend: str) -> None:
+    def __init__(self, compiled: Family, constants: Mapping[str, Number], backend: str, tiles: str = "") -> None:
         self._family = compiled
+        self._tiles = tiles
         self._backend = backend
         self._plans: dict[tuple[Any, ...], Plan] = {}
         self._captured = tuple(p.name for p in compiled.face.params)
@@ -213,9 +218,13 @@ class Attention:
         target = target_of(mode, self._backend, place.capability)
         variant = forward_variant(compiled.face, tensors, target, interpreted=mode == "interpret")
         variant = dataclasses.replace(variant, capability=place.capability or variant.capability)
+        tiles = tuned(compiled.key, variant, device) if self._tiles == "tuned" else self._tiles
+        variant = dataclasses.replace(variant, tiles=overrides.of(tiles, "forward"))
+        behind = overrides.of(tiles, "backward")
         needs = [n for n, t in zip(compiled.face.inputs, tensors, strict=True) if t.requires_grad]
         if mode == "cuda" and needs and torch.is_grad_enabled():  # compile the backward beside the forward
-            compiled.prefetch(dataclasses.replace(variant, gradients=tuple(needs)), "backward", place)
+            both = dataclasses.replace(variant, gradients=tuple(needs), tiles=behind)
+            compiled.prefetch(both, "backward", place)
         half = compiled.half(variant, "forward", place)
         forced = self._backend == "gluon"
         must_be_partitioned(half, forced)
@@ -223,7 +232,8 @@ class Attention:
         picks = None if half.inputs == inputs else tuple(inputs.index(n) for n in half.inputs)
         index = -1 if device.type != "cuda" else device.index if device.index is not None else 0
         strides = result_like(tensors[0], tensors[2].shape[3]).stride()
-        return Plan(compiled, self.constants, place, half, forced, picks, half.bind(self.constants), index, strides)
+        keywords = half.bind(self.constants)
+        return Plan(compiled, self.constants, place, half, forced, picks, keywords, index, strides, behind)
 
     def _traced(self, q: Tensor, k: Tensor, v: Tensor, return_lse: bool, captured: dict[str, Tensor]) -> Any:
         """Under torch.compile, and for fake and other kinds of tensors: the registered operator."""
@@ -344,7 +354,7 @@ _attend: Callable[..., Any] = _Attend.apply
 
 
 def compile_spec(
-    spec: str | os.PathLike[str], *, backend: str, deterministic: bool, constants: Mapping[str, Any]
+    spec: str | os.PathLike[str], *, backend: str, deterministic: bool, constants: Mapping[str, Any], tiles: str = ""
 ) -> Attention:
     """See `attncc.compile`."""
     if backend not in BACKENDS:
@@ -353,9 +363,14 @@ def compile_spec(
     if backend == "auto":
         backend = setting("ATTNCC_BACKEND")
     compiled = family(spec, deterministic=deterministic)
-    return _attention(compiled, tuple(check_constants(compiled.face, constants).items()), backend)
+    if tiles != "tuned":
+        try:
+            overrides.check(tiles)
+        except ValueError as e:
+            raise WrongTiles(f"tiles={tiles!r}: {e}") from None
+    return _attention(compiled, tuple(check_constants(compiled.face, constants).items()), backend, tiles)
 
 
 @functools.lru_cache(maxsize=256)
-def _attention(compiled: Family, constants: tuple[tuple[str, Number], ...], backend: str) -> Attention:
-    return Attention(compiled, dict(constants), backend)
+def _attention(compiled: Family, constants: tuple[tuple[str, Number], ...], backend: str, tiles: str) -> Attention:
+    return Attention(compiled, dict(constants), backend, tiles)

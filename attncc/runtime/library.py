@@ -39,6 +39,7 @@ def register(attention: Attention) -> Ops:
     """Defines the operators of `attention`, or finds those of an equal one."""
     compiled = attention._family
     parts = [compiled.key, repr(compiled.deterministic), attention._backend, repr(sorted(attention.constants.items()))]
+    parts.append(attention._tiles)
     name = f"{re.sub('[^A-Za-z0-9_]', '_', compiled.face.name)}_{digest(*parts)[:12]}"
     if name not in _registered:
         _registered[name] = _define(name, attention)

@@ -225,3 +225,14 @@ class NotPartitioned(BackendError):
     """
 
     code: ClassVar[str] = "E608"
+
+
+class WrongTiles(BackendError):
+    """`tiles=` changes something that no plan of a kernel has.
+
+    Broken: `attncc.compile("causal.attn", tiles="plain.forward.columns=64")`.
+    Mended: `attncc.compile("causal.attn", tiles="plain.forward.keys=64")`, or `tiles="tuned"` for what `attncc tune`
+    found.
+    """
+
+    code: ClassVar[str] = "E609"

@@ -10,6 +10,7 @@ from attncc.schedule.hopper import backward_refusal
 from attncc.schedule.hopper_backward import KEYS, partitioned_keys
 from attncc.schedule.hopper_backward_rows import cast_kernel, query_sums, statistics, statistics_kernel
 from attncc.schedule.hopper_config import HopperBackward, backward_plan
+from attncc.schedule.overrides import overridden
 from attncc.schedule.prune import prune
 from attncc.schedule.runs import Run
 from attncc.schedule.stream import B, H, N, Problem
@@ -20,7 +21,8 @@ from attncc.tile import nodes as t
 def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward | None = None) -> t.Program | str:
     """The partitioned backward, or why there is none. Captures by row or by pair get a plain kernel beside it."""
     demand = plain.demand(p)
-    how = chosen or backward_plan(p.variant.D, p.variant.E, demand)
+    default = backward_plan(p.variant.D, p.variant.E, demand)
+    how = chosen or overridden(default, p.variant.tiles, "partitioned.backward")
     refused = backward_refusal(p, demand)
     if refused:
         return refused

@@ -10,6 +10,7 @@ from attncc.schedule.hopper import forward_refusal
 from attncc.schedule.hopper_config import forward_plan
 from attncc.schedule.hopper_forward import partitioned_forward
 from attncc.schedule.hopper_programs import backward_program as hopper_backward
+from attncc.schedule.overrides import overridden
 from attncc.schedule.prune import prune
 from attncc.schedule.runs import Run, with_runs
 from attncc.schedule.steps import (
@@ -66,7 +67,8 @@ def _forward_kernel(p: Problem) -> tuple[t.Kernel, str]:
     """The kernel, and why it is not partitioned where that was asked for."""
     if p.variant.target != "gluon":
         return forward_kernel(p, plain_plan(p).forward), ""
-    plan = forward_plan(max(p.variant.D, p.variant.E), demand(p))
+    default = forward_plan(max(p.variant.D, p.variant.E), demand(p))
+    plan = overridden(default, p.variant.tiles, "partitioned.forward")
     reason = forward_refusal(p, plan)
     if reason:
         return forward_kernel(p, plain_plan(p).forward), f"not partitioned: {reason}"

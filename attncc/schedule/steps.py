@@ -9,14 +9,15 @@ from attncc.passes.bounds.derived import Derived
 from attncc.passes.differentiate import derivative
 from attncc.schedule.captured import Capture, collect, table_extents
 from attncc.schedule.config import Demand, Plan, plan
+from attncc.schedule.overrides import overridden
 from attncc.schedule.runs import Run, run_kernel, tensors
 from attncc.schedule.stream import B, G, H, M, N, Problem, varies
 from attncc.tile import nodes as t
 
 
 def plain_plan(p: Problem) -> Plan:
-    """The default tiles."""
-    return plan(p.variant, demand(p))
+    """The default tiles, or what the variant changes of them."""
+    return overridden(plan(p.variant, demand(p)), p.variant.tiles, "plain")
 
 
 def demand(p: Problem) -> Demand:

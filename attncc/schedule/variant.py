@@ -54,6 +54,8 @@ class Variant:
     """Several heads may share a kv head; else there are as many of one as of the other."""
     capability: int = 90
     """Of the GPU whose registers and shared memory the default tiles are chosen for: 90 for sm_90."""
+    tiles: str = ""
+    """What differs from the default plan (attncc.schedule.overrides)."""
 
     def layout(self, name: str) -> Layout:
         return dict(self.layouts).get(name, Layout())
