@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from attncc.runtime import attention, cache, family
+from attncc.runtime import attention, cache, cuda, family, prepared
+from tests.runtime.fake_cuda import Recorder
 from tests.runtime.fake_driver import FakeDriver
 
 
@@ -29,3 +31,14 @@ def driver(monkeypatch: pytest.MonkeyPatch, fresh: Path) -> FakeDriver:
     fake = FakeDriver()
     monkeypatch.setitem(sys.modules, "attncc.driver", fake)
     return fake
+
+
+@pytest.fixture
+def lib(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    """The driver of this test; torch's current stream is 4242."""
+    found = Recorder()
+    monkeypatch.setattr(cuda, "driver", lambda: found)
+    for module in (cuda, prepared):
+        monkeypatch.setattr(module, "current_stream", lambda: lambda device: found.stream)
+    monkeypatch.setattr(cuda, "_bound", threading.local())
+    return found

@@ -4,77 +4,26 @@ from __future__ import annotations
 
 import ctypes
 import re
-import threading
 from typing import Any
 
 import pytest
-import torch
 
 from attncc.runtime import cuda
 from attncc.runtime.kernels import Binary, Order, compile_all, compile_one
 from attncc.runtime.mistakes import KernelFailed
 from attncc.runtime.parameters import layout_of
 from attncc.runtime.text import execute
+from tests.runtime.fake_cuda import OnGpu, Recorder
 
 TYPES = ("*bf16", "i64", "*fp32", "i32", "fp32", "i64", "i32", "fp64")
 READ: dict[str, Any] = {"*": ctypes.c_void_p, "i64": ctypes.c_int64, "i32": ctypes.c_int32, "fp32": ctypes.c_float}
 READ |= {"fp64": ctypes.c_double}
 
 
-class Recorder:
-    """Stands for libcuda: writes handles, reads the arguments of launches from memory."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[Any, ...]] = []
-        self.result = 0
-
-    def __getattr__(self, name: str) -> Any:
-        def call(*args: Any) -> int:
-            self.calls.append((name, *args))
-            if name == "cuModuleGetFunction":
-                args[0]._obj.value = 7777
-            if name == "cuDeviceGetAttribute":
-                args[0]._obj.value = 232448
-            if name == "cuCtxGetCurrent":
-                args[0]._obj.value = 1
-            if name == "cuGetErrorString":
-                args[1]._obj.value = b"out of luck"
-            return self.result if name == "cuLaunchKernel" else 0
-
-        return call
-
-    def launches(self) -> list[tuple[Any, ...]]:
-        return [c for c in self.calls if c[0] == "cuLaunchKernel"]
-
-
 def arguments(table: Any, types: tuple[str, ...]) -> list[Any]:
     """What the driver would read through kernelParams."""
     kinds = [*("*" if t.startswith("*") else t for t in types), "*", "*"]
     return [READ[k].from_address(table[n]).value for n, k in enumerate(kinds)]
-
-
-class OnGpu:
-    """A tensor to the launcher."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, address: int) -> None:
-        self.address = address
-
-    def data_ptr(self) -> int:
-        return self.address
-
-    def get_device(self) -> int:
-        return 0
-
-
-@pytest.fixture
-def lib(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    found = Recorder()
-    monkeypatch.setattr(cuda, "driver", lambda: found)
-    monkeypatch.setattr(cuda, "current_stream", lambda: lambda device: 4242)
-    monkeypatch.setattr(cuda, "_bound", threading.local())
-    return found
 
 
 def binary(**changes: Any) -> Binary:
