@@ -114,6 +114,10 @@ class _Keys:
         grid = key_grid(p, Tiles(self.plan.rows, 2 * KEYS, config))
         return t.Kernel("keys_kernel", grid, tuple(k.tensors), k.scalars(), k.body(), config)
 
+    def _first(self, c: int) -> Var:
+        """The first key of a consumer."""
+        return self.k.b.value(op("add", self.j0, KEYS * c), "j0") if c else self.j0
+
     def _head(self, number: Expr) -> Expr:
         """The head of turn `number` of those that share the keys."""
         if not self.p.variant.grouped:
@@ -193,7 +197,7 @@ class _Keys:
         with k.b.partition() as scope:
             k.b.add(t.BarExpect(bar, 2 * KEYS * row))
             for c in range(2):
-                at = (b, g, op("add", self.j0, KEYS * c), NONE)
+                at = (b, g, self._first(c), NONE)
                 k.b.add(t.CopyIn(t.Slot(self.k_tile, Const(c, "int")), self._seen("k"), at, bar))
                 k.b.add(t.CopyIn(t.Slot(self.v_tile, Const(c, "int")), self._seen("v"), at, bar))
             self._heads((), lambda start, state: self._loops(start, state, self._fill))
@@ -225,8 +229,7 @@ class _Keys:
         k = self.k
         with k.b.partition() as scope:
             self.c, self.mine = c, Const(c, "int")
-            first = k.b.value(op("add", self.j0, KEYS * c), "j0") if c else self.j0
-            k.keys(first, KEYS)
+            k.keys(self._first(c), KEYS)
             k.b.axis("i", self.plan.rows)
             self.own = op("lt", k.key, N)
             k.guards = Guards(key=self.own)
@@ -279,6 +282,7 @@ class _Keys:
         inside = op("lt", k.row, M)
         k.guards = Guards(inside if masked else Guards().row, self.own)
         k.b.add(t.BarWait(t.Bar(self.ring.full, k.slot), phase))
+        self._forget(op("sub", M, i0))
         s = self._product(self.k_tile, self.q_tile, self.d, "s", self._start())
         dq = self._dq(n) if before else ()
         s = k.b.let("s", k.b.type_of(s.name), t.DotWait(s.name, len(dq)))
@@ -320,9 +324,21 @@ class _Keys:
     def _product(self, left: str, right: str, channel: t.Axis, hint: str, start: Var | None) -> Var:
         """The score-shaped product of this consumer's keys and the turn's rows, begun and not awaited."""
         begin = start.name if start is not None else None
-        pair = t.Slot(left, self.mine), t.Slot(right, self.k.slot)
+        pair = t.Slot(left, self._own(self.c)), t.Slot(right, self.k.slot)
         dot = t.Dot(*pair, channel.name, begin, asynchronous=True)
         return self.k.b.let(hint, self.k.b.over("i", "j"), dot)
+
+    def _forget(self, positive: Expr) -> None:
+        """Makes what follows compute the addresses of K and V anew.
+
+        They are the same in every turn; kept from one to the next they take registers that the accumulators need. So
+        they hang on a number that is 0 in a way no compiler sees.
+        """
+        self.zero = self.k.b.value(op("min", positive, 0), "zero")
+
+    def _own(self, consumer: int) -> Expr:
+        """The slot of a consumer's keys."""
+        return op("add", self.zero, consumer) if consumer else self.zero
 
     def _start(self) -> Var | None:
         return self.k.stat(self.p.own("log_z"), "start") if self.started else None
@@ -390,7 +406,7 @@ class _Keys:
         columns = (d.name, d.extent // 2 * self.c, d.extent // 2) if share == "columns" else None
         out: State = ()
         for half in (self.c,) if share == "keys" else (0, 1):
-            ds, keys = t.Slot(self.ds_tile[half], slot, rows), t.Slot(self.k_tile, Const(half, "int"), columns)
+            ds, keys = t.Slot(self.ds_tile[half], slot, rows), t.Slot(self.k_tile, self._own(half), columns)
             dot = t.Dot(ds, keys, "j", out[-1].name if out else None, asynchronous=True)
             out += (k.b.let("dq", self.dq_type, dot),)
         return out
@@ -414,6 +430,7 @@ class _Keys:
         if dv:
             self._store("d_v", dv[0], self.v_tile)
         if before:
+            self._forget(M)
             self._leave(self._dq(turns), before)
         if dk:
             factor = split_coefficient(derivative(self.p.attend.score, self.p.attend.product))[0]
@@ -432,5 +449,4 @@ class _Keys:
         slot = t.Slot(through, self.mine)
         k.b.add(t.SharedStore(slot, narrow.name))
         k.b.add(t.Fence())
-        row = op("add", self.j0, KEYS * self.c)
-        k.b.add(t.CopyOut(slot, self._seen(tensor), (b, g, row, NONE)))
+        k.b.add(t.CopyOut(slot, self._seen(tensor), (b, g, self._first(self.c), NONE)))
