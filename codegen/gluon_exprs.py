@@ -142,7 +142,7 @@ class Speller:
         if isinstance(b, Const) and b.value > 0 and int(b.value).bit_count() == 1:
             shift = int(b.value).bit_length() - 1
             text = f"{{}} >> {shift}" if name == "floordiv" else f"{{}} & {int(b.value) - 1}"
-            return self._apply(Form(text, BITAND, (SUM,)), [done[a]])
+            return self._apply(Form(text, BITAND, (UNARY,)), [done[a]])
         if left.lo >= 0 and right.lo >= 0:
             form = infix("//" if name == "floordiv" else "%", PRODUCT)
         elif right.lo >= 0:

@@ -239,15 +239,18 @@ class _Pass:
     # --- what is left
 
     def _settled(self, statements: list[Stmt]) -> bool:
-        """The first value that no rule reaches: it lies as the tile of a slice it meets, or is spread in blocks."""
-        for s in statements:
-            if isinstance(s, Let) and s.type.axes and s.name not in self.table:
-                if isinstance(s.op, Convert):
-                    if s.op.value in self.table:
-                        self._set(s.name, self.table[s.op.value])
-                        return True
-                    continue
-                self._set(s.name, self._met(s) or self._blocks(s.type))
+        """One value that no rule reaches: it lies as the tile of a slice it meets, or is spread in blocks."""
+        left = [s for s in statements if isinstance(s, Let) and s.type.axes and s.name not in self.table]
+        for s in left:
+            if (layout := self._met(s)) is not None:
+                self._set(s.name, layout)
+                return True
+        for s in left:
+            if not isinstance(s.op, Convert):
+                self._set(s.name, self._blocks(s.type))
+                return True
+            if s.op.value in self.table:
+                self._set(s.name, self.table[s.op.value])
                 return True
         return False
 

@@ -42,6 +42,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     mbarrier,
     tma,
     warpgroup_mma,
+    warpgroup_mma_init,
     warpgroup_mma_wait,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
@@ -110,7 +111,7 @@ def _module(programs: list[Program], title: str, triton: tuple[int, int]) -> str
         w.line()
         w.lines(text)
     for part in (simple, kernels.text(), hosts.text()):
-        w.lines(part)
+        w.verbatim(part)
     return w.text()
 
 

@@ -80,6 +80,8 @@ class Body(Memory):
             self._wait_together([s])
             return
         text = self.operation(s.name, s.type, s.op)
+        if isinstance(s.op, Dot) and s.op.asynchronous:
+            self.flying.add(s.name)
         self.w.line(f"{self.bind(s.name)} = {text}", s.note)
         self.recipes[s.name] = s.op
         if not s.type.axes and isinstance(s.op, Map) and s.op.body.sort == "int":
@@ -192,7 +194,7 @@ class Body(Memory):
     def loop(self, s: For) -> None:
         if not isinstance(s.over, Count):
             raise InternalError("no Gluon spelling of a loop over ranges")
-        self.start(s.carried)
+        self.start(s.carried, _flying(s))
         lo, hi = s.over.lo, s.over.hi
         first = bounds(lo, self.scope.known).lo
         self.scope.known[Var(s.index, "int")] = Interval(first) if first > -math.inf else ALL
@@ -211,8 +213,13 @@ class Body(Memory):
                 self.statements(body)
                 self.end(s.carried, body)
 
-    def start(self, carried: tuple[Carry, ...]) -> None:
+    def start(self, carried: tuple[Carry, ...], flying: frozenset[str] = frozenset()) -> None:
+        """What is carried begins; products that a turn leaves unfinished are of a type of their own from the first."""
         values = [self._as(c, c.start) for c in carried]
+        for n, c in enumerate(carried):
+            if c.name in flying and c.start not in self.flying:
+                values[n] = f"warpgroup_mma_init({values[n]})"
+        self.flying |= flying
         self.assign([self.bind(c.name) for c in carried], values)
 
     def end(self, carried: tuple[Carry, ...], body: tuple[Stmt, ...]) -> None:
@@ -228,6 +235,15 @@ class Body(Memory):
         pairs = [(n, v) for n, v in zip(names, values, strict=True) if n != v]
         if pairs:
             self.w.line(f"{', '.join(n for n, _ in pairs)} = {', '.join(v for _, v in pairs)}")
+
+
+def _flying(s: For) -> frozenset[str]:
+    """What a loop carries from turn to turn without a wait: unfinished products."""
+    last = s.body[-1]
+    if not isinstance(last, Yield):
+        return frozenset()
+    begun = {x.name for x in s.body if isinstance(x, Let) and isinstance(x.op, Dot) and x.op.asynchronous}
+    return frozenset(c.name for c, v in zip(s.carried, last.values, strict=True) if v in begun)
 
 
 def _keeps(carried: tuple[Carry, ...], body: tuple[Stmt, ...]) -> bool:

@@ -60,6 +60,8 @@ class Values:
         self.used: dict[str, None] = {}
         self.bound: set[str] = set()
         self.recipes: dict[str, Op] = {}
+        self.flying: set[str] = set()
+        """Products that were begun and not awaited."""
 
     def use(self, name: str) -> str:
         if name not in self.bound:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from string import ascii_letters, digits
 
 INDENT = "    "
 WIDTH = 120
+_NAME = {*ascii_letters, *digits, *"_ +,"}
+"""Characters on the left of an assignment."""
 
 
 def wrapped(text: str, width: int, inside: bool = False) -> list[str]:
@@ -23,12 +26,21 @@ def wrapped(text: str, width: int, inside: bool = False) -> list[str]:
     if len(terms) > 1 and (len(terms) > 2 or not calls):
         return _joined(terms, width)
     if not calls:
-        return [text]
+        return [text] if inside else _bracketed(text, width)
     begin, end = max(calls, key=lambda pair: pair[1] - pair[0])
     parts = _split(text[begin + 1 : end])
     lone = len(parts) == 1 and (text[begin] == "[" or " for " in parts[0])
     inner = [line for p in parts for line in wrapped(p if lone else f"{p},", width - len(INDENT), inside=True)]
     return [text[: begin + 1], *(f"{INDENT}{line}" for line in inner), text[end:]]
+
+
+def _bracketed(text: str, width: int) -> list[str]:
+    """A long assignment whose value is a sum, in brackets; as it is where it is no such thing."""
+    target, sign, value = text.partition("= ")
+    terms = _terms(value)
+    if not sign or len(terms) < 2 or not set(target) <= _NAME:
+        return [text]
+    return [f"{target}= (", *(f"{INDENT}{line}" for line in _joined(terms, width - len(INDENT))), ")"]
 
 
 def _is_call(text: str, begin: int, end: int) -> bool:
@@ -133,6 +145,10 @@ class Writer:
         """Several lines, each put at the current depth."""
         for part in text.splitlines():
             self.line(part)
+
+    def verbatim(self, text: str) -> None:
+        """Lines that are laid out already."""
+        self._lines += text.splitlines()
 
     def comment(self, text: str) -> None:
         """A comment on lines of its own; nothing for an empty text."""

@@ -94,7 +94,7 @@ def program(plan: Plan) -> Program:
     _Backward(plan, x).write()
     grid = (GridAxis("j0", N, "tile", 64, "j"), GridAxis("h", H, "batch"), GridAxis("b", B, "batch"))
     kernel = Kernel("keys", grid, tuple(known), ("B", "H", "N", "c"), tuple(x.here), Config(4, 1, 168))
-    steps = [Alloc(known[n], 0.0 if known[n].dtype == "f32" else None) for n in written]
+    steps = [Alloc(known[n], None if n in ("d_k", "d_v") else 0) for n in written]
     scalars = (*(Scalar(n, "int") for n in "BHN"), Scalar("c", "real"))
     inputs = tuple(t for n, t in known.items() if n not in written)
     return Program("backward_by_hand", inputs, scalars, (kernel,), (*steps, Launch("keys")), written)
@@ -113,7 +113,7 @@ class _Backward:
         for n, d in enumerate(self.d):
             for name, axis, depth in (("k", self.j, 1), ("v", self.j, 1), ("q", self.i, 2), ("do", self.i, 2)):
                 x.add(AllocShared(f"{name}_s{n}", Type((axis, d), "bf16"), depth))
-            x.add(AllocShared(f"dq_s{n}", Type((self.i, d), "f32")))
+            x.add(AllocShared(f"dq_s{n}", Type((self.i, self._part(d)), "f32")))
         x.add(
             AllocShared("stats_s", Type((Axis("x", 2 * self.plan.rows),), "f32"), 2),
             AllocShared("ds_s", Type((self.j, self.i), "bf16")),
@@ -131,8 +131,12 @@ class _Backward:
             parts.append(Partition(name, warps, registers, tuple(body)))
         x.add(Partitions(tuple(parts)))
 
-    def _corner(self, row: Expr, piece: int) -> tuple[Expr, ...]:
-        return (b, h, row, Const(self.plan.pieces[piece][0], "int"))
+    def _corner(self, row: Expr, piece: int, beyond: int = 0) -> tuple[Expr, ...]:
+        return (b, h, row, Const(self.plan.pieces[piece][0] + beyond, "int"))
+
+    def _part(self, d: Axis) -> Axis:
+        """The channels of dQ that are computed at once."""
+        return Axis(d.name, min(d.extent, 64))
 
     def _producer(self) -> None:
         x, plan = self.x, self.plan
@@ -197,25 +201,26 @@ class _Backward:
         for n, d in enumerate(self.d):
             dk = x.dot("dk", (j, d), ds16, Slot(f"q_s{n}", slot), "i", state[f"dk{n}"], asynchronous=True)
             new[f"dk{n}"] = dk
-        dq = [
-            x.dot("dq", (i, d), Slot("ds_s", ZERO), Slot(f"k_s{n}", ZERO), "j", asynchronous=True)
-            for n, d in enumerate(self.d)
-        ]
         new = {name: x.wait(name, value, 0) for name, value in new.items()}
-        dq = [x.wait("dq", value, 0) for value in dq]
-        x.add(BarArrive(Bar("empty", slot)), CopyWait(0))
-        for n, value in enumerate(dq):
-            x.add(SharedStore(Slot(f"dq_s{n}", ZERO), value.name))
-        x.add(Fence())
-        for n in range(len(dq)):
-            corner = self._corner(op("mul", t, self.plan.rows), n)
-            x.add(CopyOut(Slot(f"dq_s{n}", ZERO), "d_q_sum", corner, add=True))
+        x.add(BarArrive(Bar("empty", slot)))
+        for n, d in enumerate(self.d):
+            for beyond in range(0, d.extent, 64):
+                self._add_queries(t, n, d, beyond)
         new["sum"] = x.map("sum", op("add", state["sum"], x.reduce("part", "sum", ds, "i")))
         some = x.reduce("some", "any", x.reduce("some_j", "any", x.map("one", op("lt", 0.5, p)), "i"), "j")
         new["seen"] = x.map("seen", op("add", state["seen"], op("where", some, 1, 0)))
         if self.plan.captures:
             self._tables(ds, row)
         return new
+
+    def _add_queries(self, t: Var, n: int, d: Axis, beyond: int) -> None:
+        """Adds some channels of dQ = dS K in memory."""
+        x, part = self.x, self._part(d)
+        keys = Slot(f"k_s{n}", ZERO, (d.name, beyond, part.extent) if part.extent < d.extent else None)
+        dq = x.wait("dq", x.dot("dq", (self.i, part), Slot("ds_s", ZERO), keys, "j", asynchronous=True), 0)
+        x.add(CopyWait(0), SharedStore(Slot(f"dq_s{n}", ZERO), dq.name), Fence())
+        corner = self._corner(op("mul", t, self.plan.rows), n, beyond)
+        x.add(CopyOut(Slot(f"dq_s{n}", ZERO), "d_q_sum", corner, add=True))
 
     def _statistic(self, name: str, slot: Expr, part: int) -> Var:
         """One number per query from the packed statistics."""

@@ -9,7 +9,7 @@ from attncc.codegen.gluon_helpers import HELPERS, called, helper_texts
 from attncc.codegen.gluon_printer import print_gluon
 from attncc.expr.build import ivar, op, rvar
 from attncc.expr.nodes import Const, Expr, Sort
-from attncc.expr.ops import OPS, OpRow
+from attncc.expr.ops import OPS, OpRow, Rule
 from attncc.tile.nodes import Axis, Dtype, Iota, Let, Load, Map, Program, Stmt, Store, Tensor, Type
 from tests.codegen.gluon_cubin import compile_kernel
 from tests.codegen.gluon_small import small
@@ -21,19 +21,18 @@ DTYPES: dict[Sort, Dtype] = {"int": "i32", "real": "f32", "bool": "bool"}
 
 def operands(row: OpRow) -> list[tuple[Sort, ...]]:
     """The sorts of arguments an operation is tried with."""
-    match row.rule:
-        case "join" | "compare":
-            return [("int",) * row.arity, ("real",) * row.arity]
-        case "real" | "to_int":
-            return [("real",) * row.arity]
-        case "int":
-            return [("int",) * row.arity]
-        case "bool":
-            return [("bool",) * row.arity]
-        case "to_real":
-            return [("int",), ("bool",)]
-        case "where":
-            return [("bool", "int", "int"), ("bool", "real", "real")]
+    kinds: dict[Rule, list[Sort]] = {
+        "join": ["int", "real"],
+        "compare": ["int", "real"],
+        "real": ["real"],
+        "to_int": ["real"],
+        "int": ["int"],
+        "bool": ["bool"],
+        "to_real": ["int", "bool"],
+        "where": ["int", "real"],
+    }
+    first: tuple[Sort, ...] = ("bool",) if row.rule == "where" else ()
+    return [first + (kind,) * (row.arity - len(first)) for kind in kinds[row.rule]]
 
 
 def applied(row: OpRow, sorts: tuple[Sort, ...], kind: str) -> Expr:
@@ -48,9 +47,10 @@ def applied(row: OpRow, sorts: tuple[Sort, ...], kind: str) -> Expr:
 
 def every_operation() -> Program:
     """Each operation on vectors and on scalars, its results stored."""
-    loaded = [Tensor(n, ("i",), (SIZE,), d) for n, d in (("x", "f32"), ("x2", "f32"), ("n", "i32"), ("n2", "i32"))]
+    kinds: list[tuple[str, Dtype]] = [("x", "f32"), ("x2", "f32"), ("n", "i32"), ("n2", "i32")]
+    loaded = [Tensor(n, ("i",), (SIZE,), d) for n, d in kinds]
     rows = Const(4 * len(OPS), "int")
-    stored = [Tensor(f"{sort}s", ("r", "i"), (rows, SIZE), DTYPES[sort]) for sort in ("real", "int")]
+    stored = [Tensor("reals", ("r", "i"), (rows, SIZE), "f32"), Tensor("ints", ("r", "i"), (rows, SIZE), "i32")]
     body: list[Stmt] = [Let("i", Type((I,), "i32"), Iota(Const(0, "int")))]
     for t in loaded:
         body.append(Let(f"{t.name}_v", Type((I,), t.dtype), Load(t.name, (ivar("i"),))))
