@@ -14,6 +14,7 @@ _HOMES = {
     "dump": "attncc.cli_inside",
     "explain": "attncc.cli_inside",
     "bench": "attncc.cli_bench",
+    "tune": "attncc.cli_tune",
 }
 _HELP = {
     "check": "Parse and check specs.",
@@ -23,6 +24,7 @@ _HELP = {
     "dump": "Print the IR after a pass.",
     "explain": "Tell what was derived from a spec, or what an error code means.",
     "bench": "Time specs beside the libraries that are installed.",
+    "tune": "Look for faster tiles of a spec on this machine.",
 }
 
 

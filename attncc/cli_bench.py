@@ -41,6 +41,7 @@ class _Kind:
 @click.option("--vs", "against", default="", metavar="NAME,...", help="Peers; all that are installed if left out.")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), help="float32 on the CPU, bfloat16 on a GPU.")
 @click.option("--backend", "backends", default="auto", metavar="NAME,...", help="attncc's backends, each timed.")
+@click.option("--tiles", multiple=True, metavar="TEXT", help="Also time attncc with other tiles; `tuned`, or changes.")
 @click.option("--device", default="", help="cpu, cuda or cuda:1; a GPU where there is one.")
 @click.option("--const", "given", multiple=True, metavar="NAME=VALUE", help="Set a constant of the header.")
 @click.option("--fill", "fills", multiple=True, metavar="TENSOR=HOW", help="steps:1024, halves, normal:0.3 or all:1.")
@@ -128,7 +129,14 @@ def _plan(options: dict[str, Any], strict: bool) -> Plan:
     which = WHICH if options["which"] in ("both", True, None) else (options["which"],)
     backends = tuple(n.strip() for n in options["backends"].split(",") if n.strip())
     return Plan(
-        backends, found, which, options["rounds"], options["gradients"], strict, measure_ms=options["milliseconds"]
+        backends,
+        found,
+        which,
+        options["rounds"],
+        options["tiles"],
+        options["gradients"],
+        strict,
+        measure_ms=options["milliseconds"],
     )
 
 

@@ -58,6 +58,8 @@ class Plan:
     peers: tuple[Peer, ...]
     which: tuple[str, ...] = WHICH
     rounds: int = 5
+    tiles: tuple[str, ...] = ()
+    """Other plans than the default, timed beside it."""
     gradients: bool = False
     """attncc is also timed with the gradients of captured tensors."""
     strict: bool = False
@@ -69,7 +71,7 @@ class Plan:
 
 
 @dataclass
-class _Running:
+class Running:
     """A contestant with its calls by what they time."""
 
     entry: Contestant
@@ -80,7 +82,7 @@ class _Running:
 def measure(case: Case, plan: Plan, anchor: Case | None = None) -> list[Contestant]:
     """Times `case`, and beside it attncc's `anchor`, another spec on the same q, k and v."""
     entries: list[Contestant] = []
-    running: list[_Running] = []
+    running: list[Running] = []
     truth: dict[str, Tensor] = {}
     for entry, make in _contestants(case, plan, anchor):
         entries.append(entry)
@@ -91,7 +93,7 @@ def measure(case: Case, plan: Plan, anchor: Case | None = None) -> list[Contesta
             if isinstance(ready, str):
                 entry.status, entry.note = "can't", ready
                 continue
-            found = _start(entry, ready, plan.which)
+            found = start(entry, ready, plan.which)
         except Exception as e:
             if entry.role == "ours" and plan.strict:
                 raise
@@ -99,28 +101,29 @@ def measure(case: Case, plan: Plan, anchor: Case | None = None) -> list[Contesta
             entry.status, entry.note = "failed", f"{type(e).__name__}: {first[:160]}"
             continue
         if entry.role != "anchor":
-            truth = truth or _truth(case, found) or found.results
-            _judge(entry, found.results, truth, case)
+            truth = truth or dense_truth(case, found) or found.results
+            judge(entry, found.results, truth, case)
         if entry.status == "timed":
             running.append(found)
         found.results = {}
     wait(plan.pending)
-    _rounds(running, plan, case.device)
+    take_turns(running, plan, case.device)
     return entries
 
 
 def _contestants(case: Case, plan: Plan, anchor: Case | None) -> Iterator[tuple[Contestant, Callable[[], Ready | str]]]:
     for n, backend in enumerate(plan.backends):
         name = "attncc" if len(plan.backends) == 1 else f"attncc-{backend}"
-        found: list[tuple[Role, str, Case]] = [("ours", name, case)]
+        found: list[tuple[Role, str, Case, str, str]] = [("ours", name, case, "", "")]
         if n == 0 and anchor is not None:
-            found.append(("anchor", "anchor", anchor))
+            found.append(("anchor", "anchor", anchor, "", anchor.name))
         if n == 0 and plan.gradients and "backward" in plan.which and case.reals:
-            found.append(("gradients", "gradients", case.with_gradients()))
-        for role, called, one in found:
-            note = {"anchor": one.name, "gradients": f"with those of {', '.join(case.reals)}"}.get(role, "")
+            with_those = f"with those of {', '.join(case.reals)}"
+            found.append(("gradients", "gradients", case.with_gradients(), "", with_those))
+        found += [("ours", f"{name}-{at}", case, tiles, tiles) for at, tiles in enumerate(plan.tiles, 1)]
+        for role, called, one, tiles, note in found:
             entry = Contestant(called, note=note, role=role, work=one.work)
-            yield entry, lambda b=backend, c=one: _ours(c, b)  # type: ignore[misc]
+            yield entry, lambda b=backend, c=one, t=tiles: our_call(c, b, t)  # type: ignore[misc]
     for peer in plan.peers:
         reason = peer.available(case.device)
         entry = Contestant(peer.name, "absent", reason) if reason else Contestant(peer.name)
@@ -128,15 +131,23 @@ def _contestants(case: Case, plan: Plan, anchor: Case | None) -> Iterator[tuple[
         yield entry, lambda p=peer: p.prepare(case)  # type: ignore[misc]
 
 
-def _ours(case: Case, backend: str) -> Ready:
-    attention = compile_spec(case.file, backend=backend, deterministic=False, constants=case.constants)
+def our_call(case: Case, backend: str, tiles: str = "") -> Ready:
+    """attncc's call, with the default plan or another."""
+    attention = compile_spec(case.file, backend=backend, deterministic=False, constants=case.constants, tiles=tiles)
     q, k, v = (case.tensors[n] for n in "qkv")
     captured: dict[str, Any] = {n: t for n, t in case.tensors.items() if n not in ("q", "k", "v")}
     leaves = (q, k, v, *(t for t in captured.values() if t.requires_grad)) if q.requires_grad else ()
-    return Ready(lambda: attention(q, k, v, **captured), leaves, case.d_out)
+
+    def said() -> str:
+        """Why a half is plain where a partitioned one is usual."""
+        plan, tensors = attention.plan(q, k, v, captured)
+        halves = [plan.half, *([plan.backward_half(tuple(t.requires_grad for t in tensors), False)] if leaves else [])]
+        return ", ".join(f"{h.which} {h.reason}" for h in halves if h.reason)
+
+    return Ready(lambda: attention(q, k, v, **captured), leaves, case.d_out, said=said)
 
 
-def _start(entry: Contestant, ready: Ready, which: Sequence[str]) -> _Running:
+def start(entry: Contestant, ready: Ready, which: Sequence[str]) -> Running:
     """The first call, and the calls that will be timed."""
     entry.note = entry.note or ready.note
     training = "backward" in which and bool(ready.leaves)
@@ -161,11 +172,12 @@ def _start(entry: Contestant, ready: Ready, which: Sequence[str]) -> _Running:
         calls["backward"] = backward
     if out.is_cuda:
         torch.cuda.synchronize()
+    entry.note = ", ".join(n for n in (entry.note, ready.said()) if n)
     entry.first_s = time.perf_counter() - began
-    return _Running(entry, calls, results)
+    return Running(entry, calls, results)
 
 
-def _truth(case: Case, found: _Running) -> dict[str, Tensor]:
+def dense_truth(case: Case, found: Running) -> dict[str, Tensor]:
     """The dense reference's results, where it is small enough to run; else nothing."""
     s = case.sizes
     if s["B"] * s["H"] * s["M"] * s["N"] > _TRUTH_ELEMENTS:
@@ -183,7 +195,7 @@ def _truth(case: Case, found: _Running) -> dict[str, Tensor]:
     return results
 
 
-def _judge(entry: Contestant, results: dict[str, Tensor], truth: dict[str, Tensor], case: Case) -> None:
+def judge(entry: Contestant, results: dict[str, Tensor], truth: dict[str, Tensor], case: Case) -> None:
     """Errors against twice the bar of the type: two roundings meet."""
     entry.errors = {n: error(r, truth[n]) for n, r in results.items() if truth is not results}
     q = case.tensors["q"]
@@ -199,7 +211,7 @@ def _percent(e: float) -> str:
     return f"{100 * e:.2g}%" if math.isfinite(e) else "infinitely"
 
 
-def _rounds(running: Sequence[_Running], plan: Plan, device: torch.device) -> None:
+def take_turns(running: Sequence[Running], plan: Plan, device: torch.device) -> None:
     """Everyone is timed once a round; each round begins with another."""
     for n in range(plan.rounds):
         turn = n % max(len(running), 1)

@@ -30,6 +30,8 @@ class Ready:
     d_out: Tensor
     turned: Callable[[Tensor], Tensor] = lambda x: x
     note: str = ""
+    said: Callable[[], str] = lambda: ""
+    """What can be added to the note after a call."""
 
 
 class Peer(Protocol):

@@ -1,0 +1,79 @@
+"""What a search over plans tries: changes of the default plan, in groups that are settled one after another."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from attncc.schedule.hopper_config import HopperBackward, HopperForward
+from attncc.schedule.variant import Variant
+
+Which = Literal["forward", "backward"]
+Values = Sequence[int | bool | str]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Texts for `attncc.schedule.overrides` that change one kernel, and which half to time by them."""
+
+    which: Which
+    kernel: str
+    """With its tier: `plain.keys`."""
+    texts: tuple[str, ...]
+
+
+def groups(v: Variant, partitioned: Mapping[Which, bool]) -> tuple[Group, ...]:
+    """The groups for a variant, of whose halves the default plan partitions those that `partitioned` says."""
+    found: list[Group] = []
+    if partitioned["forward"]:
+        found.append(Group("forward", "partitioned.forward", tuple(_split_forward())))
+    else:
+        found.append(Group("forward", "plain.forward", tuple(_plain("plain.forward", v))))
+    if partitioned["backward"]:
+        found.append(Group("backward", "partitioned.backward", tuple(_split_backward())))
+    else:
+        fused = v.target == "torch" and v.dtype in ("f32", "f64")
+        for kernel in ("plain.keys",) if fused else ("plain.keys", "plain.queries"):
+            found.append(Group("backward", kernel, tuple(_plain(kernel, v))))
+    return tuple(found)
+
+
+def _plain(kernel: str, v: Variant) -> Iterator[str]:
+    sides: dict[str, Values]
+    if v.target == "torch":
+        sides = {"rows": (64, 128, 256, 512), "keys": (64, 128, 256, 512)}
+    elif v.dtype in ("f32", "f64"):
+        sides = {"rows": (16, 32, 64), "keys": (16, 32, 64), "warps": (4, 8), "stages": (1, 2)}
+    else:
+        small: Values = (64, 128) if kernel == "plain.forward" else (32, 64, 128)
+        sides = {"rows": small, "keys": (32, 64, 128), "warps": (4, 8), "stages": (2, 3, 4)}
+    yield from _product(kernel, sides)
+
+
+def _split_forward() -> Iterator[str]:
+    known = {f.name for f in dataclasses.fields(HopperForward)}
+    switches: dict[str, Values] = {n: (False, True) for n in ("turns", "ahead") if n in known}
+    for consumers, registers in ((2, 240), (3, 160)):
+        sides: dict[str, Values] = {"consumers": (consumers,), "registers": (registers,)}
+        sides |= {"keys": (64, 128), "depth": (2, 3), **switches}
+        yield from _product("partitioned.forward", sides)
+
+
+def _split_backward() -> Iterator[str]:
+    known = {f.name for f in dataclasses.fields(HopperBackward)}
+    sides: dict[str, Values] = {
+        "rows": (64, 128),
+        "share": ("columns", "rows", "keys"),
+        "lag": (False, True),
+        "started": (False, True),
+        "hold": ("weights", "product"),
+    }
+    yield from _product("partitioned.backward", {n: s for n, s in sides.items() if n in known})
+
+
+def _product(kernel: str, sides: Mapping[str, Values]) -> Iterator[str]:
+    for chosen in itertools.product(*sides.values()):
+        yield " ".join(f"{kernel}.{name}={value}" for name, value in zip(sides, chosen, strict=True))
