@@ -178,7 +178,10 @@ def test_repeated_calls_pass_what_the_host_function_passes(
             out, lse = plan.forward(tensors)
             d_out = torch.zeros_like(out)
             grads = plan.backward(tensors, out, lse, d_out, None, (True, True, True, *[True for _ in more]))
-            known = {t.data_ptr(): n for n, t in [*zip("qkvs", tensors), ("out", out), ("lse", lse), ("d_out", d_out)]}
+            known = {
+                t.data_ptr(): n
+                for n, t in zip([*attn.inputs, "out", "lse", "d_out"], [*tensors, out, lse, d_out], strict=True)
+            }
         short = [p is not None for p in plan.prepared.values()]
         assert short == [prepared, prepared and name == "causal"]  # the gradient of a slope is summed on the host
         halves = [plan.half, *plan.backwards.values()]

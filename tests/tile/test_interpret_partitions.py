@@ -13,6 +13,7 @@ from attncc.tile import interpret_faults as faults
 from attncc.tile import nodes as t
 from attncc.tile.interpret import run_program
 from attncc.tile.interpret_faults import InterpretError
+from attncc.tile.interpret_kernel import Walker
 from tests.tile.programs.alter import altered, statements, swap
 from tests.tile.programs.causal import int_
 
@@ -70,9 +71,28 @@ def ring() -> t.Program:
 X = np.arange(LENGTH * TILE, dtype=np.float32).reshape(LENGTH, TILE)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_ring_doubles(seed: int) -> None:
-    assert (run_program(ring(), {"x": X}, seed=seed).outputs["y"] == 2 * X).all()
+def test_the_ring_doubles_in_a_hundred_interleavings() -> None:
+    for seed in range(100):
+        assert (run_program(ring(), {"x": X}, seed=seed).outputs["y"] == 2 * X).all()
+
+
+def test_a_seed_decides_the_interleaving(monkeypatch: pytest.MonkeyPatch) -> None:
+    def order(seed: int) -> tuple[str, ...]:
+        """Which partition took each step."""
+        taken: list[str] = []
+        true = Walker._statement
+
+        def noted(self: Walker, s: t.Stmt, env: Any, thread: Any) -> Any:
+            taken.append(thread.name)
+            return true(self, s, env, thread)
+
+        with monkeypatch.context() as m:
+            m.setattr(Walker, "_statement", noted)
+            run_program(ring(), {"x": X}, seed=seed)
+        return tuple(taken)
+
+    orders = [order(seed) for seed in range(20)]
+    assert order(3) == orders[3] and len(set(orders)) > 15
 
 
 def broken(drop: type[t.Stmt], index: int = 0) -> t.Program:
