@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import click
@@ -35,7 +36,7 @@ def dump(file: str, stage: str, dims: str, target: str, as_json: bool) -> None:
     from attncc import driver
     from attncc.passes import PIPELINE
 
-    stages = ("parse", *(p.name for p in PIPELINE), "tile", "print")
+    stages = ("parse", *(p.name for p in PIPELINE), "tile", "print", "classify")
     if stage and stage not in stages:
         raise click.BadParameter(f"there is no pass {stage!r}; known: {', '.join(stages)}")
     sizes = integers(dims, ("D", "E"))
@@ -48,7 +49,8 @@ def dump(file: str, stage: str, dims: str, target: str, as_json: bool) -> None:
         error.source = error.source or source
         raise
     if as_json:
-        echo_json({"ok": True, "stage": stage or stages[-3], "text": shown})
+        last = "classify" if spec.recurrence is not None else stages[-4]
+        echo_json({"ok": True, "stage": stage or last, "text": shown})
     else:
         click.echo(shown, nl=not shown.endswith("\n"))
 
@@ -59,6 +61,10 @@ def _stage(spec: Spec, stage: str, D: int, E: int, target: str) -> str:
 
     if stage == "parse":
         return spell_spec(spec)
+    if stage == "classify" or (not stage and spec.recurrence is not None):
+        from attncc.passes.classify import classify
+
+        return spell_spec(spec) + "".join(f"{c}\n" for c in classify(spec))
     if stage not in ("tile", "print"):
         unit = driver.analyse(spec, D, E, until=stage)
         shown = spell_spec(unit.spec)
@@ -135,8 +141,22 @@ def _report(file: str, sizes: dict[str, int], values: dict[str, int | float | bo
     D = sizes.get("D", 64)
     E = sizes.get("E", D)
     try:
+        if spec.recurrence is not None:
+            return _states(spec, check_constants(interface_of(spec), values))
         pair = driver.programs(spec, _variant(spec, "gluon", D, E))
         return report(spec, driver.analyse(spec, D, E), pair, check_constants(interface_of(spec), values))
     except SpecError as error:
         error.source = error.source or source
         raise
+
+
+def _states(spec: Spec, values: Mapping[str, int | float | bool]) -> str:
+    """The report of a state program: its face and the class of each state."""
+    from attncc.passes.classify import classify
+    from attncc.runtime.interface import interface_of
+
+    lines = [f"attention {spec.name}, a state program"]
+    lines += [f"  constant {name} = {value!r}" for name, value in values.items()]
+    lines += [f"  tensor   {p.name}: {p}" for p in interface_of(spec).params]
+    lines += ["", *map(str, classify(spec)), "", "not compiled yet; `attncc.reference` runs it token by token"]
+    return "\n".join(lines)

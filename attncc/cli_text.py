@@ -6,13 +6,17 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from attncc.cli_common import echo_json, error_data, guarded, json_option
-from attncc.errors import AttnccError
+from attncc.diagnostics import Source
+from attncc.errors import AttnccError, SpecError
 from attncc.grammar import format_source, parse_all, read
+
+if TYPE_CHECKING:
+    from attncc.ir.nodes import Spec
 
 FILES = click.argument("files", nargs=-1, required=True, metavar="FILE...")
 
@@ -28,19 +32,34 @@ def check(files: tuple[str, ...], as_json: bool) -> None:
         try:
             source = read(name)
             specs = parse_all(source.text, source.name)
+            states = _states(specs, source)
         except AttnccError as error:
             results.append({"file": name, "ok": False, "errors": [error_data(error)]})
             if not as_json:
                 click.echo(str(error), err=True)
         else:
             names = [s.name for s in specs]
-            results.append({"file": name, "ok": True, "specs": names})
+            results.append({"file": name, "ok": True, "specs": names} | ({"states": states} if states else {}))
             if not as_json:
                 click.echo(f"{name}: ok ({', '.join(names)})")
     good = all(r["ok"] for r in results)
     if as_json:
         echo_json({"ok": good, "files": results})
     sys.exit(0 if good else 1)
+
+
+def _states(specs: tuple[Spec, ...], source: Source) -> dict[str, list[dict[str, Any]]]:
+    """The classes of the states of every state program among `specs`, by its name."""
+    programs = [s for s in specs if s.recurrence is not None]
+    if not programs:
+        return {}
+    from attncc.passes.classify import classify
+
+    try:
+        return {s.name: [c.data() for c in classify(s)] for s in programs}
+    except SpecError as error:
+        error.source = error.source or source
+        raise
 
 
 @click.command()

@@ -27,3 +27,18 @@ class TakenName(SpecError):
     """
 
     code: ClassVar[str] = "E451"
+
+
+class NoTransition(SpecError):
+    """A state program changes a state in a way that no schedule has a form for. The message says what it does.
+
+        S = W[h] @ S[f, e] + outer(k, v)    # mixes the rows of S by a full matrix
+        S = w[h, d] * S + outer(k, v)       # a diagonal
+        S = S + outer(k, v - k @ S)         # the identity and one product of two vectors
+
+    A change has, for each state, a factor (none, a constant, a number for each token, one for each channel of keys, of
+    values, or both) and at most one product of two vectors on one side. A change by several products is written in as
+    many statements, or in a `for`. The reference evaluates any change.
+    """
+
+    code: ClassVar[str] = "E452"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -93,7 +95,8 @@ def test_states_go_from_call_to_call() -> None:
 
 def test_the_call_checks_states() -> None:
     call = reference_callable(SUM)
-    out, states = call(**roles(), state={"S": torch.zeros(B, H, D, E)}, return_state=True)  # type: ignore[misc]
+    pair: Any = call(**roles(), state={"S": torch.zeros(B, H, D, E)}, return_state=True)
+    out, states = pair
     torch.testing.assert_close(out, call(**roles()))
     assert set(states) == {"S"}
     with pytest.raises(mistakes.UnknownTensor, match="there is no state T"):
