@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,12 +20,14 @@ from attncc.runtime.family import Family, Half, Place, Which, family, place_of
 from attncc.runtime.interface import Number
 from attncc.runtime.library import Ops, register
 from attncc.runtime.mistakes import NoSingleLse, NotPartitioned, UnknownBackend, WrongTiles
-from attncc.runtime.prepared import Prepared, prepare, record
 from attncc.runtime.tuned import tuned
 from attncc.runtime.variants import address, forward_variant, layout_of, result_like
 from attncc.runtime.warmup import meta_tensors
 from attncc.schedule import overrides
 from attncc.schedule.variant import Variant
+
+if TYPE_CHECKING:
+    from attncc.runtime.prepared import Prepared
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _MEMO = 4096
@@ -127,6 +129,8 @@ class Plan:
             return quietly(half.function, args, keywords)
         if self.place.mode != "cuda" or key in self.prepared:
             return half.function(*args, **keywords)
+        from attncc.runtime.prepared import prepare, record
+
         found, launched = record(half.function, args, keywords)
         named = dict(zip(half.outputs, found, strict=True))
         self.prepared[key] = prepare(half.steps, half.inputs, args, named, launched)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from attncc.debug import integer
-from attncc.runtime.assemble import assemble, assembled_well
 from attncc.runtime.mistakes import KernelFailed, NoTriton
 from attncc.runtime.text import parsing
 
@@ -88,6 +87,8 @@ def compile_all(functions: dict[str, Any], orders: Sequence[Order], capability: 
 def compile_one(function: Any, order: Order, capability: int) -> Binary:
     """One kernel through Triton's stages to a cubin."""
     from triton.backends.compiler import GPUTarget
+
+    from attncc.runtime.assemble import assemble, assembled_well
 
     signature = {name: kind for name, kind, _ in order.args}
     attrs = {(at,): [["tt.divisibility", by]] for at, (_, _, by) in enumerate(order.args) if by > 1}

@@ -85,7 +85,7 @@ def test_an_unfit_kernel_gives_way_to_a_plain_one(
         true = assemble.assembled_well
         monkeypatch.setattr(assemble, "SERIALISED", ("C7511",))
         notice = "ptxas info : (C7511) Potential Performance Loss: wgmma.mma_async instructions are serialized"
-        monkeypatch.setattr("attncc.runtime.kernels.assembled_well", lambda name, said: true(name, said + notice))
+        monkeypatch.setattr("attncc.runtime.assemble.assembled_well", lambda name, said: true(name, said + notice))
     attn = compiled()
     attn(*inputs())
     (half,) = attn._family.halves
@@ -169,7 +169,7 @@ def test_repeated_calls_pass_what_the_host_function_passes(
     for prepared in (True, False):
         hopper.calls.clear()
         if not prepared:
-            monkeypatch.setattr("attncc.runtime.attention.prepare", lambda *_: None)
+            monkeypatch.setattr("attncc.runtime.prepared.prepare", lambda *_: None)
             attn._plans.clear()
         for _ in range(2):
             q, k, v = inputs()
