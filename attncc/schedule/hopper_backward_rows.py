@@ -36,9 +36,8 @@ def statistics_kernel(p: Problem, plan: HopperBackward, of_z: tuple[Capture, ...
     name = p.own("statistics")
     k.tensors[name] = None
     tile = k.b.value(op("floordiv", Var(p.own("i0"), "int"), plan.rows), "tile")
-    lane = k.b.let("lane", t.Type(k.b.over("i").axes, "i32"), t.Iota(Const(0, "int")))
     for n, value in enumerate((first, second)):
-        at = op("add", lane, n * plan.rows) if n else lane
+        at = k.b.let("lane", t.Type(k.b.over("i").axes, "i32"), t.Iota(Const(n * plan.rows, "int")))
         k.b.add(t.Store(name, (b, h, tile, at), value.name))
     return t.Kernel("statistics_kernel", row_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
 
