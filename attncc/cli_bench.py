@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,7 +155,7 @@ def _run(rows: list[Row], kind: _Kind, plan: Plan, options: dict[str, Any]) -> l
             if reason := peer.available(kind.device):
                 click.echo(f"without {peer.name}: {reason}")
         click.echo(heading())
-    found: list[Measured] = []
+    began, found = time.perf_counter(), list["Measured"]()
     plan = dataclasses.replace(plan, pending=tuple(_prefetch(rows, kind, plan)))
     for row in rows:
         with warnings.catch_warnings():
@@ -163,6 +164,8 @@ def _run(rows: list[Row], kind: _Kind, plan: Plan, options: dict[str, Any]) -> l
         if not quiet:
             click.echo("\n".join(lines(found[-1])))
         _write(found, where, options)
+    if not quiet:
+        click.echo(f"{len(found)} rows in {time.perf_counter() - began:.0f} s")
     if options["chart"]:
         from attncc.runtime.bench.chart import draw
 

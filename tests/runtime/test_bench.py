@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
 
+import attncc
 from attncc.cli import commands
 from attncc.driver import load
 from attncc.grammar import parse
@@ -18,6 +22,7 @@ from attncc.runtime.bench import measure
 from attncc.runtime.bench.case import Case, build
 from attncc.runtime.bench.form import Form
 from attncc.runtime.bench.peers import families, peers
+from attncc.runtime.bench.prefetch import prefetch, shortened
 from attncc.runtime.bench.suite import FOLDER, parse_goal, read_suite
 from attncc.runtime.trial import BARS, error
 from attncc.runtime.warmup import full_sizes
@@ -26,7 +31,13 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "softmax"
 CPU = torch.device("cpu")
 
 
-def case(name: str, fills: dict[str, str] | None = None, backward: bool = True, **given: int) -> Case:
+def case(
+    name: str,
+    fills: dict[str, str] | None = None,
+    backward: bool = True,
+    dtype: torch.dtype = torch.float32,
+    **given: int,
+) -> Case:
     """An example at a small shape."""
     spec = load(EXAMPLES / f"{name}.attn")[0]
     sizes = full_sizes({"B": 2, "H": 4, "G": 2, "M": 40, "N": 52, "D": 16} | given)
@@ -34,7 +45,7 @@ def case(name: str, fills: dict[str, str] | None = None, backward: bool = True, 
     constants |= {"window": 9} if "window" in constants else {}
     path = EXAMPLES / f"{name}.attn"
     more: dict[str, Any] = {"fills": fills, "backward": backward}
-    return build(name, path, spec, constants, sizes, dtype=torch.float32, device=CPU, **more)
+    return build(name, path, spec, constants, sizes, dtype=dtype, device=CPU, **more)
 
 
 def bench(*arguments: object) -> Result:
@@ -176,6 +187,39 @@ def test_options_of_a_fixed_function() -> None:
     assert options("gpt_oss")["learnable_sink"].shape == (4,)
 
 
+def _banded(q: Any, k: Any, v: Any, softmax_scale: float, causal: bool = False, **more: Any) -> tuple[Any, None]:
+    """What FA4 documents of the options that the adapter sets, densely; [B, N, H, D], bottom-right aligned."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    left, right = more.pop("window_size", (None, None))
+    score = q.float() @ k.float().mT * softmax_scale
+    if cap := more.pop("softcap", 0.0):
+        score = cap * torch.tanh(score / cap)
+    i = torch.arange(q.shape[2]).view(-1, 1) + k.shape[2] - q.shape[2]
+    j = torch.arange(k.shape[2])
+    held = (j <= i + (0 if causal else j.numel() if right is None else right)) & (
+        j >= i - (len(j) if left is None else left)
+    )
+    score = score.masked_fill(~held, -torch.inf)
+    sink = more.pop("learnable_sink", None)
+    if sink is not None:
+        score = torch.cat([score, sink.float().view(1, -1, 1, 1).expand(*score.shape[:3], 1)], -1)
+    assert not more
+    weights = score.softmax(-1)[..., : k.shape[2]]
+    return (weights.to(v.dtype) @ v).transpose(1, 2), None
+
+
+@pytest.mark.parametrize("name", ["full", "causal", "window", "gemma2", "gpt_oss"])
+def test_the_fixed_function_computes_the_spec(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flash_attn.cute.interface", SimpleNamespace(flash_attn_func=_banded))
+    (peer,) = peers("fa4")
+    one = case(name, dtype=torch.bfloat16)
+    plan = measure.Plan(("torch",), (SimpleNamespace(name="fa4", available=lambda d: None, prepare=peer.prepare),))  # type: ignore[arg-type]
+    ours, theirs = measure.measure(one, dataclasses.replace(plan, rounds=1, measure_ms=0))
+    assert (ours.status, theirs.status, theirs.note) == ("timed", "timed", "")
+    assert set(theirs.errors) == {"out", "d_q", "d_k", "d_v"} and len(theirs.backward) == 1
+
+
 # --- measuring ------------------------------------------------------------------------------------------------------
 
 
@@ -207,6 +251,21 @@ def test_a_wrong_peer_is_shown_and_not_timed() -> None:
     assert len(ours.forward) == len(ours.backward) == 2 and not wrong.forward
     assert wrong.note.startswith("out is") and broken.note == "RuntimeError: no such kernel"
     assert set(ours.errors) == {"out", "d_q", "d_k", "d_v"} and max(ours.errors.values()) < 1e-5
+
+
+def test_what_is_compiled_ahead_is_what_a_call_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (EXAMPLES / "alibi.attn").read_text() + "\n# of its own\n"
+    spec, sizes = parse(text), full_sizes({"B": 2, "H": 4, "N": 700, "D": 16})
+    more: dict[str, Any] = {"dtype": torch.float32, "device": CPU}
+    short = build("x", text, spec, {}, shortened(sizes), **more)
+    assert short.sizes["N"] == 256 and prefetch([short], ("torch",), CPU) == []
+    prefetched = prefetch([short], ("torch",), torch.device("cuda"))
+    for task in prefetched:
+        task.result()
+    attention = attncc.compile(text, backend="torch")
+    assert [v.gradients for v in attention.variants] == [(), ("q", "k", "v")]
+    measure.measure(build("x", text, spec, {}, sizes, **more), measure.Plan(("torch",), (), rounds=1, measure_ms=0))
+    assert len(attention.variants) == 2
 
 
 def test_forward_alone_and_backward_alone() -> None:
@@ -275,10 +334,10 @@ goals = ["1000000 tile", "<= 1000 gradients"]
 
 def test_a_suite_runs(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(TINY)
-    out, table, chart = (tmp_path / n for n in ("out.json", "table.md", "chart.png"))
+    out, table = (tmp_path / n for n in ("out.json", "table.md"))
     result = bench(
         *("--suite", tmp_path / "tiny.toml", "--device", "cpu", "--rounds", 2, "--milliseconds", 0),
-        *("--json", out, "--markdown", table, "--chart", chart),
+        *("--json", out, "--markdown", table),
     )
     assert result.exit_code == 0, result.output
     assert "without fa4: runs on cuda only" in result.output
@@ -306,7 +365,18 @@ def test_a_suite_runs(tmp_path: Path) -> None:
         "| row | attncc | flex | sdpa | over flex | over sdpa | per tile | captured gradients | goals |"
     )
     assert lines[-1].endswith("| missed forward: 1000000 tile; backward: 1000000 tile |")
-    assert chart.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_chart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = (EXAMPLES / "causal.attn", "--shape", "H=2,N=24,D=16", "--rounds", 1, "--milliseconds", 0, "--vs", "sdpa")
+    options = (*options, "--device", "cpu", "--chart", tmp_path / "chart.png")
+    with monkeypatch.context() as m:
+        m.setattr("importlib.util.find_spec", lambda name: None)
+        missing = bench(*options)
+    assert missing.exit_code == 2 and "--chart needs matplotlib: pip install 'attncc[bench]'" in missing.stderr
+    pytest.importorskip("matplotlib", reason="needs the extra: pip install -e '.[bench]'")
+    assert bench(*options).exit_code == 0
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_file_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ class _Flex:
 
 
 def _ready(case: Case, form: Form) -> Ready:
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    from torch.nn.attention.flex_attention import AuxRequest, create_block_mask, flex_attention
 
     s, setting, device = case.sizes, case.setting, case.device
     score = None if form.plain else pair_function(form.score, setting, scored=True)
@@ -67,8 +67,8 @@ def _ready(case: Case, form: Form) -> Ready:
     sink = torch.as_tensor(pair_function(form.sink, setting)(b, h, i, 0), device=device).log()
 
     def with_sink() -> Tensor:
-        out, lse = function(q, k, v, return_lse=True, **options)
-        kept: Tensor = out * torch.sigmoid(lse - sink).unsqueeze(-1).to(out.dtype)
+        out, aux = function(q, k, v, return_aux=AuxRequest(lse=True), **options)
+        kept: Tensor = out * torch.sigmoid(aux.lse - sink).unsqueeze(-1).to(out.dtype)
         return kept
 
     return Ready(with_sink, leaves, case.d_out, note=note)
