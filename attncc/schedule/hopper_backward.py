@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from attncc.expr.build import op
-from attncc.expr.nodes import Const, Expr, Var
+from attncc.expr.build import TRUE, conj, op
+from attncc.expr.nodes import Const, Expr, Var, free_vars
 from attncc.passes.differentiate import derivative
 from attncc.schedule.captured import Capture, split_coefficient
 from attncc.schedule.config import Channels, Tiles
@@ -284,12 +284,13 @@ class _Keys:
         k.b.add(t.BarWait(t.Bar(self.ring.full, k.slot), phase))
         self._forget(op("sub", M, i0))
         s = self._product(self.k_tile, self.q_tile, self.d, "s", self._start())
-        dq = self._dq(n) if before else ()
+        under = before and not (masked and plan.calm)
+        dq = self._dq(n) if under else ()
         s = k.b.let("s", k.b.type_of(s.name), t.DotWait(s.name, len(dq)))
         known = pair_scores(k, s, self._allowed(masked, inside), self.started)
         w = self._operand(known.w) if dv else None
         if before:
-            self._leave(dq, before)
+            self._leave(dq or self._dq(n), before)
         if self.needs_ds:
             dp = self._product(self.v_tile, self.do_tile, self.e, "dp", self._delta())
         if w is not None:
@@ -347,7 +348,15 @@ class _Keys:
         return self.k.stat(self.p.own("delta"), "minus_delta") if self.p.exponential else None
 
     def _allowed(self, masked: bool, inside: Expr) -> Expr | None:
-        return self.k.allowed(self.p.by_key.mask, inside, self.own) if masked else None
+        """The predicate of a partial tile: the mask, and the ends of the axes where nothing else keeps them out.
+
+        Rows past the end have an infinite Z. Keys past the end are outside of a mask whose bounds need no clamp.
+        """
+        p = self.p
+        clamped = any("N" in free_vars(a.upper) for a in p.by_row.alternatives)
+        ends = () if p.normalised and not clamped else (self.own,) if p.normalised else (inside, self.own)
+        allowed = conj(p.by_key.mask, *ends)
+        return self.k.allowed(allowed) if masked and allowed is not TRUE else None
 
     def _operand(self, value: Var) -> Var:
         """A score-shaped value as the first operand of a product."""

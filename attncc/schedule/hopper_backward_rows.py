@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from attncc.expr.build import op
 from attncc.expr.nodes import Const, Var
 from attncc.passes.differentiate import derivative
@@ -19,8 +21,9 @@ from attncc.tile import nodes as t
 def statistics_kernel(p: Problem, plan: HopperBackward, of_z: tuple[Capture, ...], plain: bool) -> t.Kernel:
     """What a turn needs of its rows, side by side, and the gradients of what z reads.
 
-    Where dP's accumulator starts at a statistic it is -delta, where that of q @ k does it is -log2 Z in units of the
-    product. `plain` also writes delta and log2 Z as they are, for a kernel of rows. Rows past the end get 0.
+    Rows past the end have an infinite Z: their weights are 0 without a mask. Where dP's accumulator starts at a
+    statistic it is -delta, where that of q @ k does it is -log2 Z in units of the product. `plain` also writes delta
+    and log2 Z as they are, for a kernel of rows.
     """
     k = Stream(p, ("i", "j"))
     tiles = Tiles(plan.rows, 16, t.Config(warps=4, stages=1))
@@ -30,6 +33,7 @@ def statistics_kernel(p: Problem, plan: HopperBackward, of_z: tuple[Capture, ...
         k.store_stat(p.own("delta"), delta)
         k.store_stat(p.own("log_z"), log_z)
     gradients_of_z(k, of_z, delta, log_z, plan.rows)
+    log_z = k.b.value(op("where", k.guards.row, log_z, Const(math.inf, "real")), "log_z")
     slope = affine(p) if plan.started else None
     first = log_z if slope is None else k.b.value(op("mul", log_z, -1.0 / (slope * LOG2E)), "start")
     second = k.b.value(op("neg", delta), "minus_delta") if p.exponential else delta

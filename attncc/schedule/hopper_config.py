@@ -25,6 +25,8 @@ class HopperForward:
     registers: int = 240
     """Of a consumer's thread; the producer's keeps `spare`."""
     spare: int = 24
+    rounded: bool = False
+    """Weights wait for their product in the inputs' dtype: fewer registers, longer turns."""
     turns: bool = False
     """Consumers take turns to issue their products, so that one's exponentials run under the other's products."""
 
@@ -37,7 +39,7 @@ class HopperForward:
 def forward_plan(widest: int, demand: Demand) -> HopperForward:
     """The default for channels of at most `widest`."""
     if widest <= 64:
-        return HopperForward(consumers=3, depth=3, registers=160)
+        return HopperForward(consumers=3, depth=3, registers=160, rounded=True)
     if widest <= 128:
         return HopperForward()
     return HopperForward(keys=64)
@@ -55,6 +57,8 @@ class HopperBackward:
     """What a consumer computes of dQ: half of its columns or rows over all keys, or all of it over its own keys."""
     lag: bool = True
     """dQ of a turn is multiplied in the next one, under its exponentials."""
+    calm: bool = False
+    """Where the mask is needed, that dQ is multiplied after the exponentials: its accumulator makes room for them."""
     started: bool = False
     """Products of q and k start at minus log2 Z, where the score is affine in them."""
     hold: Literal["weights", "product"] = "weights"
