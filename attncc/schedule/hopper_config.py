@@ -7,7 +7,7 @@ from typing import Literal
 
 from attncc.schedule.config import Demand
 
-ROOM = 232448 - 4096
+ROOM = 232448 - 1024
 """Bytes of shared memory for tiles; the rest is for barriers and what partitions are passed."""
 
 

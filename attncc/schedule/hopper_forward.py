@@ -2,8 +2,10 @@
 
 Turn n of a consumer, software-pipelined by one product:
 
-    S(n) = Q K(n)^T begins;  O += P(n-1) V(n-1) begins;  S(n) is awaited, its slot of K given back
-    P(n) = weights of S(n), under the second product;  O is awaited, its slot of V given back, and rescaled
+    S(n) = Q K(n)^T begins;  under it O is rescaled and the weights of turn n-1 are summed and rounded
+    O += P(n-1) V(n-1) begins;  under it, once S(n) is there, P(n) = weights of S(n);  O is awaited
+
+so that between S(n) and S(n + 1) stand a maximum and the exponentials alone.
 
 Masked tiles take the first turns, in a loop of their own. The producer walks the same turns and knows nothing else.
 """
@@ -39,6 +41,11 @@ class _Forward:
         self.p, self.plan = p, plan
         self.k = Stream(p, ("i", "j"))
         self.tile = plan.rows * plan.consumers
+        n = p.attend.normaliser
+        self.stats = 3 if p.normalised else 0
+        """m, l and what sums of earlier turns are worth."""
+        self.late = n.psi is n.phi and not plan.rounded
+        """Whether weights are summed a turn later, under the next scores."""
 
     def kernel(self) -> t.Kernel:
         p, plan, k = self.p, self.plan, self.k
@@ -72,11 +79,13 @@ class _Forward:
         self.q = buffers(k, "q_tile", i, "d", c)
         self.keys = buffers(k, "k_tile", j, "d", plan.depth)
         self.values = buffers(k, "v_tile", j, "e", plan.depth)
-        self.out = buffers(k, "out_tile", i, "e", c) if self._room() else None
+        alike = [x.extent for _, _, x in k.pieces("d")] == [x.extent for _, _, x in k.pieces("e")]
+        self.out = buffers(k, "out_tile", i, "e", c) if self._room() else self.q if alike else None
         self.q_full = k.b.fresh("q_full")
         k.b.add(t.AllocBar(self.q_full, 1))
         self.k_ring = ring(k.b, "k", plan.depth, c)
-        self.v_ring = ring(k.b, "v", plan.depth, c)
+        self.v_ring = replace(self.k_ring, full=k.b.fresh("v_full"))
+        k.b.add(t.AllocBar(self.v_ring.full, plan.depth))
         if plan.turns:
             self.turn = k.b.fresh("turn")
             k.b.add(t.AllocBar(self.turn, c))
@@ -95,18 +104,19 @@ class _Forward:
                 n = k.b.loop_index("n")
                 row = k.b.value(op("mul", self.turns.tile(n), plan.keys), "j0")
                 self._fill(self.k_ring, self.keys, "k", "d", n, row)
-                self._fill(self.v_ring, self.values, "v", "e", n, row)
+                self._fill(self.v_ring, self.values, "v", "e", n, row, later=1)
                 k.b.add(t.Yield(()))
             count = t.Count(ZERO, self.turns.total)
             k.b.add(t.For(n.name, count, (), tuple(loop.statements), order="asc", note="tiles, in turn"))
         return t.Partition("producer", 1, plan.spare, tuple(scope.statements))
 
-    def _fill(self, ring: Ring, into: Buffers, tensor: str, prefix: str, n: Expr, row: Expr) -> None:
-        """Waits until the slot of turn `n` is empty and begins to fill it."""
+    def _fill(self, ring: Ring, into: Buffers, tensor: str, prefix: str, n: Expr, row: Expr, later: int = 0) -> None:
+        """Begins to fill the slot of turn `n`, once the turn `later` than its last use has ended."""
         k = self.k
         slot, phase = ring.at(k.b, n)
         full = t.Bar(ring.full, slot)
-        k.b.add(t.BarWait(t.Bar(ring.empty, slot), op("sub", 1, phase)))
+        freed, since = ring.at(k.b, op("add", n, later)) if later else (slot, phase)
+        k.b.add(t.BarWait(t.Bar(ring.empty, freed), op("sub", 1, since)))
         k.b.add(t.BarExpect(full, self._bytes(prefix, self.plan.keys)))
         self._copy(into, tensor, prefix, (b, k.kv_head(), row), slot, full)
 
@@ -127,16 +137,23 @@ class _Forward:
             k.rows(k.b.value(op("add", self.r0, c * plan.rows), "r0") if c else self.r0, plan.rows)
             k.guards = Guards(row=op("lt", k.row, M))
             acc = k.zeros("acc", "i", "e")
-            state = (*initial_statistics(k), *acc) if self.p.normalised else acc
+            state = acc
+            if self.p.normalised:
+                m, l = initial_statistics(k)
+                state = (m, l, l, *acc)
             k.b.add(t.BarWait(t.Bar(self.q_full, ZERO), ZERO))
-            state = self._turn(ZERO, True, state)
-            if self.turns.partial:
-                state = self._loop(Const(1, "int"), self.turns.masked, True, state)
-            if self.turns.full is not None:
-                start = self.turns.masked if self.turns.partial else Const(1, "int")
-                state = self._loop(start, self.turns.total, False, state)
-            self._finish(state)
+            self._walk(state)
         return t.Partition(f"consumer{c}", 4, plan.registers, tuple(scope.statements))
+
+    def _walk(self, state: State) -> None:
+        """All turns, masked ones first, and the end."""
+        start: Expr = Const(1, "int")
+        state = self._turn(ZERO, True, state)
+        if self.turns.partial:
+            state, start = self._loop(start, self.turns.masked, True, state), self.turns.masked
+        if self.turns.full is not None:
+            state = self._loop(start, self.turns.total, False, state)
+        self._close(self._product(op("sub", self.turns.total, 1), state))
 
     def _loop(self, lo: Expr, hi: Expr, masked: bool, state: State) -> State:
         note = "keys: tiles that need the mask" if masked else "keys: tiles inside the mask"
@@ -152,32 +169,24 @@ class _Forward:
         k.b.add(t.BarWait(t.Bar(self.k_ring.full, slot), phase))
         if self.plan.turns:
             k.b.add(t.BarWait(self._turn_of(self.c), ZERO if first else k.b.value(op("mod", n, 2), "parity")))
-        stats, acc, w = self._parts(state, first)
         s = self._scores(slot)
-        if w is not None:
-            acc = self._product(op("sub", n, 1), acc, w)
+        if not first:
+            state = self._product(op("sub", n, 1), state)
+        stats, acc = state[: self.stats], state[self.stats : self.stats + len(self.values.names)]
         if self.plan.turns:
             k.b.add(t.BarArrive(self._turn_of(self.c + 1)))
         s = k.b.let("s", k.b.type_of(s.name), t.DotWait(s.name, 0 if first else len(acc)))
-        k.b.add(t.BarArrive(t.Bar(self.k_ring.empty, slot)))
-        w, stats, alpha = self._weights(s, n, masked, stats)
-        slot, phase = self.v_ring.at(k.b, n)
+        new, w = self._weights(s, n, masked, stats)
+        _, phase = self.v_ring.at(k.b, n)
         k.b.add(t.BarWait(t.Bar(self.v_ring.full, slot), phase))
         if not first:
-            acc = self._awaited(op("sub", n, 1), acc, (w.name,))
-            if alpha is not None:
-                acc = tuple(k.b.value(op("mul", a, alpha), "acc") for a in acc)
-        return (*stats, *acc, w)
+            acc = tuple(k.b.let("acc", k.b.type_of(a.name), t.DotWait(a.name, 0, (w.name,))) for a in acc)
+        k.b.add(t.BarArrive(t.Bar(self.k_ring.empty, slot)))
+        return (*new, *acc, self._rounded(w) if self.plan.rounded else w)
 
     def _turn_of(self, consumer: int) -> t.Bar:
         """The barrier that lets a consumer issue its products."""
         return t.Bar(self.turn, Const(consumer % self.plan.consumers, "int"))
-
-    def _parts(self, state: State, first: bool) -> tuple[State, State, Var | None]:
-        """(statistics, accumulators, the weights of the turn before)."""
-        stats = state[:2] if self.p.normalised else ()
-        rest = state[len(stats) :]
-        return (stats, rest, None) if first else (stats, rest[:-1], rest[-1])
 
     def _scores(self, slot: Expr) -> Var:
         """Q K^T of this turn, begun and not awaited."""
@@ -188,43 +197,53 @@ class _Forward:
             s = k.b.let("s", k.b.over("i", "j"), t.Dot(q, keys, f"d{n}", s or None, asynchronous=True)).name
         return Var(s, "real")
 
-    def _product(self, n: Expr, acc: State, w: Var) -> State:
-        """O += P V of turn `n`, whose values are there; begun and not awaited."""
-        k = self.k
+    def _rounded(self, w: Var) -> Var:
+        """The weights as the second product's operand."""
+        narrow = self.k.cast(w, self.p.variant.dtype)
+        return self.k.b.let("p", self.k.b.type_of(narrow.name), t.Convert(narrow.name, "operand"))
+
+    def _product(self, n: Expr, state: State) -> State:
+        """O += P V of turn `n`, whose values are there; begun and not awaited. What is left of the turn's sums, too."""
+        k, p = self.k, self.p
+        stats, acc, w = state[: self.stats], state[self.stats : -1], state[-1]
         slot, _ = self.v_ring.at(k.b, n)
-        narrow = k.cast(w, self.p.variant.dtype)
-        operand = k.b.let("p", k.b.type_of(narrow.name), t.Convert(narrow.name, "operand"))
+        if p.normalised:
+            m, l, alpha = stats
+            if self.late:
+                l = self._summed(l, w, alpha)
+            acc = tuple(k.b.value(op("mul", a, alpha), "acc") for a in acc)
+            stats = (m, l, alpha)
+        operand = w if p.variant.dtype == k.b.type_of(w.name).dtype else self._rounded(w)
         out = []
         for a, values in zip(acc, self.values.slots(slot), strict=True):
             dot = t.Dot(operand.name, values, "j", a.name, asynchronous=True)
             out.append(k.b.let("acc", k.b.type_of(a.name), dot))
-        return tuple(out)
+        return (*stats, *out)
 
-    def _awaited(self, n: Expr, acc: State, after: tuple[str, ...] = ()) -> State:
-        """The accumulators once turn `n` is in them; its slot of V is given back."""
-        k = self.k
-        done = tuple(k.b.let("acc", k.b.type_of(a.name), t.DotWait(a.name, 0, after)) for a in acc)
-        k.b.add(t.BarArrive(t.Bar(self.v_ring.empty, self.v_ring.at(k.b, n)[0])))
-        return done
+    def _summed(self, l: Var, w: Var, alpha: Expr) -> Var:
+        """The running sum with this turn's weights."""
+        added = self.k.b.let("added", self.k.b.over("i"), t.Reduce("sum", w.name, "j"))
+        return self.k.b.value(op("add", op("mul", l, alpha), added), "l")
 
-    def _weights(self, s: Var, n: Expr, masked: bool, stats: State) -> tuple[Var, State, Var | None]:
-        """The weights of a turn, the new statistics, and what the accumulators are worth now."""
+    def _weights(self, s: Var, n: Expr, masked: bool, stats: State) -> tuple[State, Var]:
+        """The new statistics and the weights of a turn."""
         k, p = self.k, self.p
         tile = self.turns.tile(n, masked and not isinstance(n, Const))
         k.keys(k.b.value(op("mul", tile, self.plan.keys), "j0"), self.plan.keys)
         k.guards = replace(k.guards, key=op("lt", k.key, N) if masked else Guards().key)
         score = k.scores(s)
         allowed = k.allowed(p.by_row.mask, k.guards.key) if masked else None
-        if p.normalised:
-            return online(k, score, allowed, (stats[0], stats[1]))
-        return k.plain(p.attend.normaliser.phi, score, allowed, "w"), (), None
+        if not p.normalised:
+            return (), k.plain(p.attend.normaliser.phi, score, allowed, "w")
+        new = online(k, score, allowed, stats[0])
+        l = stats[1] if self.late else self._summed(stats[1], new.psi, new.alpha)
+        return (new.m, l, new.alpha), new.w
 
-    def _finish(self, state: State) -> None:
+    def _close(self, state: State) -> None:
+        """Normalises and stores."""
         k, plan = self.k, self.plan
-        last = op("sub", self.turns.total, 1)
-        stats, acc, w = self._parts(state, False)
-        assert w is not None
-        acc = self._awaited(last, self._product(last, acc, w))
+        stats, unfinished = state[: self.stats], state[self.stats :]
+        acc = tuple(k.b.let("acc", k.b.type_of(a.name), t.DotWait(a.name, 0)) for a in unfinished)
         k.guards = Guards(row=k.guards.row)
         if self.p.normalised:
             acc = finish(k, stats[0], stats[1], acc)
@@ -234,8 +253,12 @@ class _Forward:
             return
         row = op("add", self.r0, self.c * plan.rows)
         slots = self.out.slots(Const(self.c, "int"))
-        for part, slot in zip(acc, slots, strict=True):
-            k.b.add(t.SharedStore(slot, k.cast(part, self.p.variant.dtype).name))
+        for part, slot, (_, _, axis) in zip(acc, slots, k.pieces("d"), strict=True):
+            narrow = k.cast(part, self.p.variant.dtype)
+            if self.out is self.q:
+                type = t.Type((t.Axis("i", plan.rows), axis), self.p.variant.dtype)
+                narrow = k.b.let("o", type, t.Rename(narrow.name), "in the place of q")
+            k.b.add(t.SharedStore(slot, narrow.name))
         k.b.add(t.Fence())
         for slot, (offset, _, _) in zip(slots, k.split["e"].pieces, strict=True):
             k.b.add(t.CopyOut(slot, "out", (b, h, row, Const(offset, "int"))))
@@ -246,3 +269,4 @@ class _Forward:
         plan, rows = self.plan, self.plan.consumers * self.plan.rows
         taken = self._bytes("d", rows) + plan.depth * (self._bytes("d", plan.keys) + self._bytes("e", plan.keys))
         return taken + self._bytes("e", rows) <= ROOM
+

@@ -7,6 +7,7 @@ constant term z joins the sum after the last key.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Op, Var, substitute
@@ -57,8 +58,11 @@ def forward_kernel(p: Problem, tiles: Tiles) -> t.Kernel:
         score = k.scores(k.product(q, keys, "s", "d"))
         allowed = k.allowed(p.by_row.mask, k.guards.key) if masked else None
         if p.normalised:
-            w, statistics, alpha = online(k, score, allowed, (state[0], state[1]))
-            rescaled = tuple(k.b.value(op("mul", a, alpha), a.name.split("_")[0]) for a in state[2:])
+            m, l, *acc = state
+            new = online(k, score, allowed, m)
+            added = k.b.let("added", k.b.over("i"), t.Reduce("sum", new.psi.name, "j"))
+            w, statistics = new.w, (new.m, k.b.value(op("add", op("mul", l, new.alpha), added), "l"))
+            rescaled = tuple(k.b.value(op("mul", a, new.alpha), a.name.split("_")[0]) for a in acc)
         else:
             w, statistics, rescaled = k.plain(p.attend.normaliser.phi, score, allowed, "w"), (), state
         values = k.matrix("v", "e", (b, k.kv_head()), k.key, k.guards.key)
@@ -89,9 +93,18 @@ def _sink(p: Problem) -> Expr | None:
             return None
 
 
-def online(k: Stream, score: Expr, allowed: Expr | None, state: tuple[Var, Var]) -> tuple[Var, tuple[Var, Var], Var]:
-    """One tile's weights, the new statistics, and what sums of earlier tiles are worth now."""
-    m, l = state
+@dataclass(frozen=True, slots=True)
+class Online:
+    """One tile's weights of both sums, the new maximum, and what sums of earlier tiles are worth now."""
+
+    w: Var
+    psi: Var
+    m: Var
+    alpha: Var
+
+
+def online(k: Stream, score: Expr, allowed: Expr | None, m: Var) -> Online:
+    """The weights of one tile, relative to the running maximum `m` and the tile's own."""
     n = k.p.attend.normaliser
     assert n.psi is not None
     x, top = _log_scores(k, score, allowed)
@@ -103,10 +116,7 @@ def online(k: Stream, score: Expr, allowed: Expr | None, state: tuple[Var, Var])
         anchor = k.b.value(op("where", op("eq", m_new, NEVER), ZERO, m_new), "anchor", "finite in rows without a key")
     w = k.weight(n.phi, x, anchor, allowed, "w")
     psi = w if n.psi is n.phi else k.weight(n.psi, x, anchor, allowed, "psi")
-    alpha = k.b.value(op("exp2", op("sub", m, anchor)), "alpha", "what the old sums are worth now")
-    added = k.b.let("added", k.b.over("i"), t.Reduce("sum", psi.name, "j"))
-    l_new = k.b.value(op("add", op("mul", l, alpha), added), "l")
-    return w, (m_new, l_new), alpha
+    return Online(w, psi, m_new, k.b.value(op("exp2", op("sub", m, anchor)), "alpha", "what the old sums are worth now"))
 
 
 def _log_scores(k: Stream, score: Expr, allowed: Expr | None) -> tuple[Expr, Expr]:
