@@ -113,7 +113,8 @@ class StateClass:
             words += f"; after {', '.join(sorted(self.needs))}"
         if self.restarts:
             words += "; starts anew by its key"
-        return f"state {self.state}[{', '.join(self.axes)}]: {words}"
+        axes = f"[{', '.join(self.axes)}]" if self.axes else ""
+        return f"state {self.state}{axes}: {words}"
 
 
 def classify(spec: Spec) -> tuple[StateClass, ...]:
