@@ -16,6 +16,7 @@ from attncc.codegen.gluon_layouts import layouts
 from attncc.codegen.gluon_spelling import Layouts
 from attncc.codegen.gluon_statements import Body, Scope
 from attncc.codegen.host import helpers, print_host
+from attncc.codegen.renumber import renumbered
 from attncc.codegen.scalars import python_name
 from attncc.codegen.signature import Arg, kernel_function, signature, sizes, tensors
 from attncc.codegen.writer import WIDTH, Writer
@@ -155,8 +156,8 @@ class _KernelPrinter:
         stray = set(body.used) - set(args)
         if stray:
             raise InternalError(f"kernel {self.kernel.name} uses {', '.join(sorted(stray))} without being passed it")
-        integers = [a.name for a in arguments(self.program, self.kernel) if a.type in ("i32", "i64")]
-        self._function(kernel_function(self.kernel), args, inside, integers, self.kernel.note)
+        integers = [python_name(a.name) for a in arguments(self.program, self.kernel) if a.type in ("i32", "i64")]
+        self._function(kernel_function(self.kernel), [python_name(a) for a in args], inside, integers, self.kernel.note)
         return self.scope.helpers
 
     def _function(self, name: str, args: list[str], body: Writer, integers: list[str], note: str = "") -> None:
@@ -165,7 +166,7 @@ class _KernelPrinter:
         w.line()
         w.line()
         w.line(f"@gluon.jit(do_not_specialize={integers})" if integers else "@gluon.jit")
-        names = ", ".join(python_name(a) for a in args)
+        names = ", ".join(args)
         flat = f"def {name}({names}):"
         if len(flat) > WIDTH:
             w.line(f"def {name}(")
@@ -217,7 +218,11 @@ class _KernelPrinter:
             body = Body(inside, self.scope)
             body.statements(part.body)
             name = f"{self.kernel.name.removesuffix('_kernel')}_{part.name}"
-            self._function(name, list(body.used), inside, [])
+            passed, local = ([python_name(n) for n in names] for names in (body.used, body.bound))
+            text, args = renumbered(inside.text(), passed, local)
+            lines = Writer()
+            lines.lines(text)
+            self._function(name, args, lines, [])
             calls.append((name, [outer.use(u) for u in body.used]))
         w = outer.w
         w.line("gl.warp_specialize(")

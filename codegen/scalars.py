@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import keyword
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -18,25 +19,16 @@ TERNARY, OR, AND, NOT, COMPARE, BITOR, BITAND, SUM, PRODUCT, UNARY, POWER, CALL 
 """Python's binding strengths, weakest first."""
 
 RESERVED = frozenset(
-    {
-        "torch",
-        "math",
-        "inf",
-        "device",
-        "_launch",
-        "print",
-        "min",
-        "max",
-        "abs",
-        "range",
-        "len",
-        "rest",
-        "tiles",
-        "tl",
-        "triton",
-        "gl",
-    }
+    """
+    torch math inf device _launch _descriptor print min max abs range len rest tiles pid
+    tl triton gl gluon tma mbarrier fence_async_shared warpgroup_mma warpgroup_mma_init warpgroup_mma_wait
+    TensorDescriptor builtin ir
+    """.split()
 )
+"""Names that printed modules use for themselves."""
+
+_LAYOUT = re.compile(r"(MMA|A|ROWS|COLS|BLOCKED|SHARED)(_BLOCKED|_[BWRx\d]+)+")
+"""The names of layouts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +100,8 @@ PYTHON: Mapping[str, Form] = {
 
 def python_name(name: str) -> str:
     """`name` as an identifier of the printed module: words of Python and of ours get a trailing underscore."""
-    return f"{name}_" if keyword.iskeyword(name) or name in RESERVED else name
+    taken = keyword.iskeyword(name) or name in RESERVED or _LAYOUT.fullmatch(name)
+    return f"{name}_" if taken else name
 
 
 def literal(value: int | float | bool) -> str:

@@ -229,10 +229,11 @@ def orders(program: Program) -> list[Order]:
     """What to compile for `program`."""
     module = importlib.import_module("attncc.codegen.signature")
     dialect = importlib.import_module("attncc.tile.dialect")
+    printed = importlib.import_module("attncc.codegen.scalars").python_name
     return [
         Order(
             module.kernel_function(kernel),
-            tuple((a.name, a.type, a.divisible) for a in module.signature(program, kernel)),
+            tuple((printed(a.name), a.type, a.divisible) for a in module.signature(program, kernel)),
             kernel.config.warps,
             kernel.config.stages,
             kernel.config.registers,

@@ -16,6 +16,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.experimental.gluon._runtime import GluonASTSource
 
 from attncc.codegen.gluon_printer import arguments, print_gluon
+from attncc.codegen.scalars import python_name
 from attncc.codegen.signature import kernel_function
 from attncc.tile.nodes import Kernel, Program
 
@@ -52,7 +53,9 @@ def compile_kernel(program: Program, kernel: Kernel, folder: Path) -> Cubin:
     module = load(print_gluon(program, triton=VERSION), folder / f"{program.name}.py")
     args = arguments(program, kernel)
     attributes: Any = {(n,): [["tt.divisibility", a.divisible]] for n, a in enumerate(args) if a.divisible > 1}
-    source = GluonASTSource(getattr(module, kernel_function(kernel)), {a.name: a.type for a in args}, {}, attributes)
+    source = GluonASTSource(
+        getattr(module, kernel_function(kernel)), {python_name(a.name): a.type for a in args}, {}, attributes
+    )
     options = {"num_warps": kernel.config.warps, "maxnreg": kernel.config.registers}
     built: Any = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     return _assembled(built, folder)

@@ -255,3 +255,18 @@ def test_constants_of_every_type_and_broadcasts(tmp_path: Path) -> None:
     p = small(tuple(x.here), (MATRIX, OUT))
     assert "gl.full([64], True, gl.int1" in print_gluon(p, triton=VERSION)
     compile_kernel(p, p.kernels[0], tmp_path)
+
+
+NAMES = ("pid", "tma", "gl", "min", "ir", "mbarrier", "COLS_64", "lambda")
+
+
+def test_tensors_may_be_called_what_printed_code_calls_its_own(tmp_path: Path) -> None:
+    x = Builder()
+    row = x.iota("row", I, ZERO)
+    given = tuple(Tensor(n, ("r",), (Const(64, "int"),), "f32") for n in NAMES)
+    total = x.load("start", Type((I,), "f32"), "z", (row,))
+    for n in NAMES:
+        total = x.map("total", op("add", total, x.load(f"of_{n}", Type((I,), "f32"), n, (row,))))
+    x.add(Store("z", (row,), total.name))
+    p = small(tuple(x.here), (*given, VECTOR))
+    compile_kernel(p, p.kernels[0], tmp_path)
