@@ -214,7 +214,7 @@ def test_the_fixed_function_computes_the_spec(name: str, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "flash_attn.cute.interface", SimpleNamespace(flash_attn_func=_banded))
     (peer,) = peers("fa4")
     one = case(name, dtype=torch.bfloat16)
-    plan = measure.Plan(("torch",), (SimpleNamespace(name="fa4", available=lambda d: None, prepare=peer.prepare),))  # type: ignore[arg-type]
+    plan = measure.Plan(("torch",), (SimpleNamespace(name="fa4", available=lambda d: None, prepare=peer.prepare),))
     ours, theirs = measure.measure(one, dataclasses.replace(plan, rounds=1, measure_ms=0))
     assert (ours.status, theirs.status, theirs.note) == ("timed", "timed", "")
     assert set(theirs.errors) == {"out", "d_q", "d_k", "d_v"} and len(theirs.backward) == 1
@@ -368,7 +368,17 @@ def test_a_suite_runs(tmp_path: Path) -> None:
 
 
 def test_a_chart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = (EXAMPLES / "causal.attn", "--shape", "H=2,N=24,D=16", "--rounds", 1, "--milliseconds", 0, "--vs", "sdpa")
+    options: tuple[object, ...] = (
+        EXAMPLES / "causal.attn",
+        "--shape",
+        "H=2,N=24,D=16",
+        "--rounds",
+        1,
+        "--milliseconds",
+        0,
+        "--vs",
+        "sdpa",
+    )
     options = (*options, "--device", "cpu", "--chart", tmp_path / "chart.png")
     with monkeypatch.context() as m:
         m.setattr("importlib.util.find_spec", lambda name: None)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attncc.debug import integer
 from attncc.errors import AttnccError
-from attncc.runtime.attention import compile_spec
+from attncc.runtime.attention import Attention, compile_spec
 from attncc.runtime.bench.case import Case
 from attncc.runtime.bench.measure import (
     Contestant,
@@ -85,7 +85,7 @@ def tune(case: Case, short: Case, search: Search, say: Callable[[Tried], None]) 
             best, gain, more = _settle(group, best, case, short, search, say)
             gains[group.kernel] = gain
             tried += more
-    family = compile_spec(case.file, backend=search.backend, deterministic=False, constants=case.constants)._family
+    family = _attention(case, search.backend, "")._family
     keep(family.key, replace(variant, tiles=""), case.device, best)
     return Found(best, gains, tried)
 
@@ -104,7 +104,7 @@ def _settle(
     sources = {_half(case, search.backend, base, group.which).text: base}
     right: list[tuple[float, str]] = []
     exact: dict[str, Tensor] = {}
-    for text, came in zip(texts, _compiled(texts, group, case, short, search), strict=True):
+    for text, came in zip(texts, _compiled(texts, group, case, search), strict=True):
         if isinstance(came, str):
             tell(text, "refused", note=came)
         elif came.text in sources:
@@ -137,8 +137,12 @@ def merged(base: str, text: str) -> str:
     )
 
 
+def _attention(case: Case, backend: str, tiles: str) -> Attention:
+    return compile_spec(case.file, backend=backend, deterministic=False, constants=case.constants, tiles=tiles)
+
+
 def _half(case: Case, backend: str, tiles: str, which: str) -> Half:
-    attention = compile_spec(case.file, backend=backend, deterministic=False, constants=case.constants, tiles=tiles)
+    attention = _attention(case, backend, tiles)
     q, k, v = (case.tensors[n] for n in "qkv")
     plan, tensors = attention.plan(q, k, v, {n: t for n, t in case.tensors.items() if n not in ("q", "k", "v")})
     if which == "forward":
@@ -146,15 +150,21 @@ def _half(case: Case, backend: str, tiles: str, which: str) -> Half:
     return plan.backward_half(tuple(t.requires_grad for t in tensors), False)
 
 
-def _compiled(texts: Sequence[str], group: Group, case: Case, short: Case, search: Search) -> list[Half | str]:
+def _compiled(texts: Sequence[str], group: Group, case: Case, search: Search) -> list[Half | str]:
     """The halves of all candidates, or why there is none; side by side where kernels are compiled."""
+    split = group.kernel.startswith("partitioned")
+    default = _half(case, search.backend, "", group.which)
+    family = _attention(case, search.backend, "")._family
 
     def one(text: str) -> Half | str:
         try:
+            if split:  # what can't even be scheduled is not worth the plain kernel that would stand in for it
+                tiles = overrides.of(text, group.which)
+                family.programs(replace(default.variant, tiles=tiles))
             half = _half(case, search.backend, text, group.which)
         except (AttnccError, AssertionError, ValueError, ArithmeticError, KeyError) as e:
             return [*str(e).strip().splitlines(), type(e).__name__][0]
-        if group.kernel.startswith("partitioned") and not half.partitioned:
+        if split and not half.partitioned:
             return half.reason or "it is not partitioned"
         return half
 
