@@ -178,8 +178,13 @@ def _one(row: Row, kind: _Kind, plan: Plan) -> Measured:
     """Measures a row."""
     from attncc.runtime.bench.measure import measure
     from attncc.runtime.bench.report import measured
+    from attncc.runtime.family import _stages as stages
 
-    case, anchor = _case(row, kind, plan)
+    with stages:  # kernels of other rows are compiled meanwhile
+        case, anchor = _case(row, kind, plan)
+        for one in (case, anchor):
+            if one is not None:
+                one.analyse()
     peers = tuple(p for p in plan.peers if p.name not in row.without)
     gradients = plan.gradients or any(g.most for g in row.goals)
     plan = dataclasses.replace(plan, peers=peers, gradients=gradients)

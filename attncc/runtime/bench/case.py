@@ -75,6 +75,10 @@ class Case:
         constants = {c.name: c.value for c in spec.constants}
         return Case(spec.name, file, spec, constants, self.sizes, tensors, self.d_out)
 
+    def analyse(self) -> None:
+        """Finds `form` and `work` now."""
+        _ = self.form, self.work
+
     @property
     def reals(self) -> tuple[str, ...]:
         """The captured tensors that have a gradient."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from attncc.runtime.attention import compile_spec
 from attncc.runtime.bench.case import Case, Work
 from attncc.runtime.bench.peers import Peer, Ready
+from attncc.runtime.family import _stages as stages
 from attncc.runtime.trial import BARS, error
 from attncc.runtime.variants import DTYPES
 
@@ -122,13 +123,19 @@ def _contestants(case: Case, plan: Plan, anchor: Case | None) -> Iterator[tuple[
             found.append(("gradients", "gradients", case.with_gradients(), "", with_those))
         found += [("ours", f"{name}-{at}", case, tiles, tiles) for at, tiles in enumerate(plan.tiles, 1)]
         for role, called, one, tiles, note in found:
-            entry = Contestant(called, note=note, role=role, work=one.work)
+            entry = Contestant(called, note=note, role=role, work=one.work if role == "anchor" else case.work)
             yield entry, lambda b=backend, c=one, t=tiles: our_call(c, b, t)  # type: ignore[misc]
     for peer in plan.peers:
         reason = peer.available(case.device)
         entry = Contestant(peer.name, "absent", reason) if reason else Contestant(peer.name)
         entry.work = case.work
-        yield entry, lambda p=peer: p.prepare(case)  # type: ignore[misc]
+        yield entry, lambda p=peer: _prepared(p, case)  # type: ignore[misc]
+
+
+def _prepared(peer: Peer, case: Case) -> Ready | str:
+    """Alone with the expressions: kernels may be on their way in other threads."""
+    with stages:
+        return peer.prepare(case)
 
 
 def our_call(case: Case, backend: str, tiles: str = "") -> Ready:
