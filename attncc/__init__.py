@@ -51,11 +51,11 @@ def compile(
 ) -> Attention:
     """Compiles a spec, given by its path or as text, into a callable.
 
-    `backend` is auto (by where the tensors of a call live: CUDA takes triton, the CPU torch), triton, torch or
-    interpret. `deterministic` refuses sums whose order is not repeatable. `tiles="tuned"` takes the tiles that
-    `attncc tune` found on this machine, where it found better ones; other text changes those of the default plan.
-    Further keywords set the constants of the spec's header. Kernels are compiled by the first call that needs them,
-    or by `warmup`.
+    `backend` is auto (by where the tensors of a call live: CUDA takes triton, with warp-specialised kernels on sm_90
+    where a half can have them, the CPU torch), gluon (such kernels or an error), triton, torch or interpret.
+    `deterministic` refuses sums whose order is not repeatable. `tiles="tuned"` takes the tiles that `attncc tune`
+    found on this machine, where it found better ones; other text changes those of the default plan. Further keywords
+    set the constants of the spec's header. Kernels are compiled by the first call that needs them, or by `warmup`.
     """
     require_parts()
     from attncc.runtime.attention import compile_spec

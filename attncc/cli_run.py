@@ -23,7 +23,7 @@ DTYPES |= {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float
 @click.argument("file")
 @click.option("--shape", required=True, metavar="B=1,H=8,N=1024,D=64", help="Sizes; G is H, M is N, E is D, B is 1.")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), help="Of q, k, v: float32 on the CPU, bfloat16 on a GPU.")
-@click.option("--backend", type=click.Choice(["auto", "triton", "torch", "interpret"]), default="auto")
+@click.option("--backend", type=click.Choice(["auto", "gluon", "triton", "torch", "interpret"]), default="auto")
 @click.option("--device", default="", help="cpu, cuda or cuda:1; a GPU where there is one.")
 @click.option("--const", "given", multiple=True, metavar="NAME=VALUE", help="Set a constant of the header.")
 @click.option("--seed", default=0, help="Of the made-up tensors.")

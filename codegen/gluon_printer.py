@@ -101,7 +101,7 @@ def _module(programs: list[Program], title: str, triton: tuple[int, int]) -> str
     own = helper_texts(used, fast=any(t.dtype == "bf16" for t in programs[0].inputs))
     simple = _plain_part(others, programs[0], "".join(own))
     w = Writer()
-    w.lines(f'"""{title}"""')
+    w.lines(f'"""{title}, for Triton {triton[0]}.{triton[1]}"""')
     w.line()
     w.lines(IMPORTS + (PLAIN_IMPORTS if others else "") + helper_imports(used, GLUON_IMPORTS))
     w.line()

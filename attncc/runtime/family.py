@@ -183,7 +183,7 @@ class Family:
         if not reason:
             try:
                 return self._built(variant, which, place)
-            except (KernelFailed, InternalError) as failed:
+            except (KernelFailed, NotDeterministic, InternalError) as failed:
                 reason = failed.diagnostic.message
         entry = self._built(dataclasses.replace(variant, target="triton"), which, place)
         entry.data["reason"] = reason
@@ -263,10 +263,10 @@ def _steps(program: Program) -> list[list[Any]] | None:
 
 
 def _adds_atomically(program: Program) -> bool:
-    from attncc.tile.nodes import ReduceAdd
+    from attncc.tile.nodes import CopyOut, ReduceAdd
 
     def found(x: object) -> bool:
-        if isinstance(x, ReduceAdd) and x.how == "atomic":
+        if (isinstance(x, ReduceAdd) and x.how == "atomic") or (isinstance(x, CopyOut) and x.add):
             return True
         if isinstance(x, tuple):
             return any(found(y) for y in x)

@@ -55,6 +55,19 @@ for name in sys.argv[1:]:
 """
 
 
+_IMPORT = """
+import x as emitted
+seen = []
+emitted._launch = lambda kernel, programs, args, **how: seen.append((kernel, args))
+torch.cuda.device_of = lambda tensor: torch.no_grad()
+q = torch.zeros(1, 2, 100, 68, dtype=torch.bfloat16)[..., :64]
+out = emitted.attention(q, q, q, slope=torch.zeros(2))
+(kernel, args), = seen
+described = [a for a in args if hasattr(a, "block_shape")]
+print(kernel.__name__, described[0].block_shape, all(d.base.stride(-1) == 1 for d in described))
+"""
+
+
 def save_case(name: str, path: Path) -> None:
     """Inputs of an example and what the dense reference makes of them."""
     import torch
@@ -123,6 +136,19 @@ def test_ptx_needs_no_gpu(tmp_path: Path) -> None:
     environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}
     subprocess.run([sys.executable, "-m", "attncc", *args], cwd=tmp_path, check=True, env=environment, timeout=300)
     assert ".target sm_80" in (tmp_path / "x_forward_kernel.ptx").read_text()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_gluon_modules_can_be_imported_alone(cli: Cli, tmp_path: Path) -> None:
+    """Partitioned kernels run on Hopper only: here the module is imported, and its host function reached."""
+    assert cli("emit", EXAMPLES / "alibi.attn", "-o", tmp_path / "x.py", "--target", "gluon").exit_code == 0
+    text = (tmp_path / "x.py").read_text()
+    assert "@gluon.jit" in text and "@triton.jit" in text and "attncc." not in text
+    (tmp_path / "use.py").write_text(_USE.partition("for name in")[0] + _IMPORT)
+    environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "use.py"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=100)
+    assert found.stdout.split() == ["forward_kernel", "[1,", "1,", "64,", "64]", "True"], found.stderr
 
 
 def test_gradient_of_lse_and_forward_only(cli: Cli) -> None:

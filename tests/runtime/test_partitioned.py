@@ -108,6 +108,16 @@ def test_a_half_says_why_it_is_plain(hopper: Recorder) -> None:
         compiled(backend="gluon")(*inputs(dtype=torch.float32))
 
 
+def test_where_order_matters_sums_in_bulk_are_not_used(hopper: Recorder) -> None:
+    attn = compiled(deterministic=True)
+    q, k, v = (t.requires_grad_() for t in inputs())
+    attn(q, k, v)
+    attn.warmup(q, k, v)
+    forward, backward = sorted(attn._family.halves, key=lambda h: h.which == "backward")
+    assert forward.partitioned and not backward.partitioned
+    assert "adds with atomics, in an order that may vary" in backward.reason
+
+
 def test_an_untested_triton_is_left_alone(anew: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attncc.codegen.gluon_spelling.TESTED", ((3, 1),))
     attn = compiled()
