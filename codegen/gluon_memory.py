@@ -185,8 +185,8 @@ class Memory(Values):
                 self.w.line(f"mbarrier.expect({self.bar(bar)}, {size})")
             case BarWait(bar, parity):
                 self.w.line(f"mbarrier.wait({self.bar(bar)}, {self.scalar(parity)})")
-            case BarArrive(bar):
-                self.w.line(f"mbarrier.arrive({self.bar(bar)})")
+            case BarArrive(bar, count):
+                self.w.line(f"mbarrier.arrive({self.bar(bar)}{f', count={count}' if count > 1 else ''})")
             case CopyIn() | CopyOut():
                 self._copy(s)
             case CopyWait(pending):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from attncc.debug import integer
+from attncc.runtime.arrivals import arrive_by_warp
 from attncc.runtime.mistakes import KernelFailed, NoTriton
 from attncc.runtime.text import parsing
 
@@ -100,6 +101,7 @@ def compile_one(function: Any, order: Order, capability: int) -> Binary:
     try:
         asm, meta = _stages(_source(function, signature, attrs, order), target, _options(order))
         if order.partitioned:
+            asm["ptx"] = arrive_by_warp(asm["ptx"])
             asm["cubin"], said = assemble(asm["ptx"], capability)
     except Exception as e:
         first = str(e).strip().splitlines()

@@ -278,16 +278,14 @@ class _Keys:
         dk, dv, before, sums = self._parts(state)
         k.slot, phase = self.ring.at(k.b, n)
         i0 = k.b.value(op("mul", tile, plan.rows), "i0")
-        k.rows(i0, plan.rows)
-        inside = op("lt", k.row, M)
-        k.guards = Guards(inside if masked else Guards().row, self.own)
+        self._rows(masked, i0)
         k.b.add(t.BarWait(t.Bar(self.ring.full, k.slot), phase))
         self._forget(op("sub", M, i0))
         s = self._product(self.k_tile, self.q_tile, self.d, "s", self._start())
         under = before and not (masked and plan.calm)
         dq = self._dq(n) if under else ()
         s = k.b.let("s", k.b.type_of(s.name), t.DotWait(s.name, len(dq)))
-        known = pair_scores(k, s, self._allowed(masked, inside), self.started)
+        known = pair_scores(k, s, self._allowed(masked), self.started)
         w = self._operand(known.w) if dv else None
         if before:
             self._leave(dq or self._dq(n), before)
@@ -296,16 +294,19 @@ class _Keys:
         if w is not None:
             dv = self._accumulate(dv, w, self.do_tile)
         if self.needs_ds:
-            dp = k.b.let("dp", k.b.type_of(dp.name), t.DotWait(dp.name, len(dv)))
+            pending = 0 if masked and plan.calm else len(dv)
+            dp = k.b.let("dp", k.b.type_of(dp.name), t.DotWait(dp.name, pending))
             if plan.hold == "product":
-                s = k.b.let("s", k.b.type_of(s.name), t.DotWait(s.name, len(dv)), "what follows is computed again")
-                known = pair_scores(k, s, self._allowed(masked, inside), self.started)
+                s = k.b.let("s", k.b.type_of(s.name), t.DotWait(s.name, pending), "what follows is computed again")
+            self._rows(masked, k.b.value(op("add", i0, self.zero), "i0"))
+            if plan.hold == "product":
+                known = pair_scores(k, s, self._allowed(masked), self.started)
             ds = score_gradient(k, known, dp, self.p.exponential)
             dk = self._from_ds(n, ds, dk)
             sums = self._added(sums, ds)
         later = self._dq(n) if self.exchanged and not plan.lag else ()
         dv, dk = self._both(dv, dk, len(later))
-        k.b.add(t.BarArrive(t.Bar(self.ring.empty, k.slot)))
+        k.b.add(self.ring.release(k.slot))
         at: State = (i0,)
         if self.heads is not None:
             at += (k.b.value(k.head(), "h"),)
@@ -330,10 +331,10 @@ class _Keys:
         return self.k.b.let(hint, self.k.b.over("i", "j"), dot)
 
     def _forget(self, positive: Expr) -> None:
-        """Makes what follows compute the addresses of K and V anew.
+        """Makes what follows compute the addresses of K and V, and what depends on rows, anew.
 
-        They are the same in every turn; kept from one to the next they take registers that the accumulators need. So
-        they hang on a number that is 0 in a way no compiler sees.
+        Kept from one turn to the next, or from a turn's beginning to its end, they take registers that the
+        accumulators need. So they hang on a number that is 0 in a way no compiler sees.
         """
         self.zero = self.k.b.value(op("min", positive, 0), "zero")
 
@@ -347,14 +348,19 @@ class _Keys:
     def _delta(self) -> Var | None:
         return self.k.stat(self.p.own("delta"), "minus_delta") if self.p.exponential else None
 
-    def _allowed(self, masked: bool, inside: Expr) -> Expr | None:
+    def _rows(self, masked: bool, i0: Var) -> None:
+        k = self.k
+        k.rows(i0, self.plan.rows)
+        k.guards = Guards(op("lt", k.row, M) if masked else Guards().row, self.own)
+
+    def _allowed(self, masked: bool) -> Expr | None:
         """The predicate of a partial tile: the mask, and the ends of the axes where nothing else keeps them out.
 
         Rows past the end have an infinite Z. Keys past the end are outside of a mask whose bounds need no clamp.
         """
         p = self.p
         clamped = any("N" in free_vars(a.upper) for a in p.by_row.alternatives)
-        ends = () if p.normalised and not clamped else (self.own,) if p.normalised else (inside, self.own)
+        ends = () if p.normalised and not clamped else (self.own,) if p.normalised else (self.k.guards.row, self.own)
         allowed = conj(p.by_key.mask, *ends)
         return self.k.allowed(allowed) if masked and allowed is not TRUE else None
 

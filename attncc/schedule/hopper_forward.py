@@ -181,7 +181,7 @@ class _Forward:
         k.b.add(t.BarWait(t.Bar(self.v_ring.full, slot), phase))
         if not first:
             acc = tuple(k.b.let("acc", k.b.type_of(a.name), t.DotWait(a.name, 0, (w.name,))) for a in acc)
-        k.b.add(t.BarArrive(t.Bar(self.k_ring.empty, slot)))
+        k.b.add(self.k_ring.release(slot))
         return (*new, *acc, self._rounded(w) if self.plan.rounded else w)
 
     def _turn_of(self, consumer: int) -> t.Bar:

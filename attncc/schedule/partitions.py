@@ -13,6 +13,8 @@ from attncc.schedule.stream import Stream
 from attncc.tile import nodes as t
 
 ZERO = Const(0, "int")
+WARPS = 4
+"""Of a warpgroup: each gives a slot back by itself, so that none waits for the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,10 @@ class Ring:
     empty: str
     depth: int
 
+    def release(self, slot: Expr) -> t.BarArrive:
+        """A warpgroup's arrival, warp by warp, at the end of its turn with a slot."""
+        return t.BarArrive(t.Bar(self.empty, slot), WARPS)
+
     def at(self, b: Builder, n: Expr) -> tuple[Expr, Expr]:
         """(slot, parity of its phase) at turn `n`."""
         slot = simplify(op("mod", n, self.depth))
@@ -51,10 +57,10 @@ class Ring:
 
 
 def ring(b: Builder, hint: str, depth: int, readers: int) -> Ring:
-    """Allocates the barriers."""
+    """Allocates the barriers; `readers` are warpgroups."""
     full, empty = b.fresh(f"{hint}_full"), b.fresh(f"{hint}_empty")
     b.add(t.AllocBar(full, depth))
-    b.add(t.AllocBar(empty, depth, readers))
+    b.add(t.AllocBar(empty, depth, WARPS * readers))
     return Ring(full, empty, depth)
 
 

@@ -223,8 +223,9 @@ class SharedMemory:
                 barrier = self._barrier(bar, env, walker)
                 barrier.bytes += count
                 self._arrive(barrier, thread)
-            case BarArrive(bar):
-                self._arrive(self._barrier(bar, env, walker), thread)
+            case BarArrive(bar, count):
+                for _ in range(count):
+                    self._arrive(self._barrier(bar, env, walker), thread)
             case BarWait(bar, parity):
                 yield from self._wait(self._barrier(bar, env, walker), int(walker.scalar(parity, env)), thread)
             case CopyIn():

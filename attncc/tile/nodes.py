@@ -459,9 +459,10 @@ class BarWait:
 
 @dataclass(frozen=True, slots=True)
 class BarArrive:
-    """One arrival at `bar`."""
+    """`count` arrivals at `bar`, of as many warps."""
 
     bar: Bar
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
