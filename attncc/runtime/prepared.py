@@ -56,7 +56,7 @@ def prepare(
     launched: Sequence[Recorded],
 ) -> Prepared | None:
     """What repeats the recorded call with `args`, named `names`; None where some step is more than a launch."""
-    if steps is None or any(r.kernel.binary.scratch for r in launched):
+    if steps is None or any(r.kernel.binary.scratch for r in launched) or not all(t.numel() for t in args):
         return None
     known = dict(zip(names, args, strict=True))
     wanted = [s[1] for s in steps if s[0] == "launch"]
@@ -72,7 +72,11 @@ def prepare(
     return Prepared(
         args[0],
         [(t, fills[n]) for n, t in made.items()],
-        [_Launch(r, [None if n is None else slots[n] for n in t]) for t, r in zip(wanted, launched, strict=True)],
+        [
+            _Launch(r, [None if n is None else slots[n] for n in t], args[0].get_device())
+            for t, r in zip(wanted, launched, strict=True)
+            if r.programs > 0
+        ],
         [slots[n] for n in outputs],
     )
 
@@ -87,7 +91,7 @@ class Prepared:
         self.made = [
             (tuple(t.shape), t.stride(), None if t.dtype == first.dtype else t.dtype, fill) for t, fill in made
         ]
-        self.launches = [x.on(self.device) for x in launches if x.recorded.programs > 0]
+        self.launches = launches
         self.pick: Callable[[list[Tensor]], Any] = itemgetter(*outputs)
         self.single = len(outputs) == 1
         self.stream = current_stream()
@@ -116,36 +120,32 @@ class Prepared:
 
 
 class _Launch:
-    """One launch; its arguments lie packed in memory, all but the addresses."""
+    """One launch; its arguments lie packed in memory, all but the addresses. It keeps no tensor alive."""
 
-    def __init__(self, recorded: Recorded, slots: Sequence[int | None]) -> None:
-        self.recorded = recorded
-        self.kernel = recorded.kernel
+    def __init__(self, recorded: Recorded, slots: Sequence[int | None], device: int) -> None:
+        self.kernel = kernel = recorded.kernel
+        self.start = kernel.start
+        self.grid = (kernel.handle(device), kernel.grid(recorded.programs), *kernel.sizes)
         self.pointers: list[tuple[int, int]] = []
         """(which word of the block, whose address)."""
         self.maps: list[tuple[int, int, Maps, tuple[int, ...], tuple[int, ...]]] = []
         """(where in the block, whose address, the maps, shape, strides)."""
-        for p, maps, slot, arg in zip(
-            self.kernel.layout.parameters, self.kernel.maps, slots, recorded.args, strict=True
-        ):
+        for p, maps, slot, arg in zip(kernel.layout.parameters, kernel.maps, slots, recorded.args, strict=True):
             if p.pointer and slot is not None:
                 self.pointers.append((p.offset // 8, slot))
             elif maps is not None and slot is not None:
                 self.maps.append((p.offset, slot, maps, tuple(arg.shape), arg.stride()))
-        self.free: list[Block] = []
-
-    def on(self, device: int) -> _Launch:
-        """Ready for `device`, which is current."""
-        self.start = self.kernel.start
-        self.grid = (self.kernel.handle(device), self.kernel.grid(self.recorded.programs), *self.kernel.sizes)
-        return self
+        first = Block(kernel)
+        first.pack(recorded.args, None)
+        self.packed = bytes(first.bytes)
+        self.free = [first]
 
     def __call__(self, addresses: list[int], stream: ctypes.c_void_p) -> None:
         try:
             block = self.free.pop()  # of this launch alone: several threads may be here
         except IndexError:
             block = Block(self.kernel)
-            block.pack(self.recorded.args, None)
+            block.bytes[:] = self.packed
         if block.addresses != addresses:
             for word, slot in self.pointers:
                 block.words[word] = addresses[slot]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -211,6 +213,15 @@ def launched(halves: list[Any]) -> list[str]:
         body = half.text[half.text.index(f"\ndef {half.which}(") :].split("\ndef ")[1]
         names += [part.split(",")[0].split("(")[-1].strip() for part in body.split("_launch(")[1:]]
     return names
+
+
+def test_no_tensor_of_a_call_is_kept(hopper: Recorder) -> None:
+    attn = compiled()
+    tensors = inputs()
+    kept = [weakref.ref(t) for t in (*tensors, attn(*tensors))]
+    del tensors
+    gc.collect()
+    assert [r() for r in kept] == [None] * 4
 
 
 def test_streams_are_read_at_every_call(hopper: Recorder) -> None:
