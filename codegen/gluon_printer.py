@@ -6,7 +6,6 @@ and nothing of what is computed.
 
 from __future__ import annotations
 
-import re
 from textwrap import wrap
 
 from attncc.codegen import triton_printer as plain
@@ -99,7 +98,7 @@ def _module(programs: list[Program], title: str, triton: tuple[int, int]) -> str
         hosts.line()
         print_host(hosts, program)
     own = helper_texts(used, fast=any(t.dtype == "bf16" for t in programs[0].inputs))
-    simple = _plain_part(others, programs[0], "".join(own))
+    simple = _plain_part(others, programs[0])
     w = Writer()
     w.lines(f'"""{title}, for Triton {triton[0]}.{triton[1]}"""')
     w.line()
@@ -116,18 +115,14 @@ def _module(programs: list[Program], title: str, triton: tuple[int, int]) -> str
     return w.text()
 
 
-def _plain_part(kernels: list[tuple[Program, Kernel]], forward: Program, taken: str) -> str:
-    """Kernels in plain Triton and what they call. Functions of the two dialects can't call each other, so helpers that
-    are in `taken` already get a name of their own."""
+def _plain_part(kernels: list[tuple[Program, Kernel]], forward: Program) -> str:
+    """Kernels in plain Triton, after what they call."""
     w, used = Writer(), set[str]()
     for program, kernel in kernels:
         w.line()
         w.line()
         used |= plain.print_kernel(w, program, kernel)
-    text = "".join(f"\n\n{helper}" for helper in plain.kernel_helpers(used, forward)) + w.text()
-    for name in re.findall(r"^def (\w+)\(", taken, re.MULTILINE):
-        text = re.sub(rf"\b{name}\(", f"_plain{name}(", text)
-    return text
+    return "".join(f"\n\n{helper}" for helper in plain.kernel_helpers(used, forward)) + w.text()
 
 
 class _KernelPrinter:
@@ -221,7 +216,7 @@ class _KernelPrinter:
             passed, local = ([python_name(n) for n in names] for names in (body.used, body.bound))
             text, args = renumbered(inside.text(), passed, local)
             lines = Writer()
-            lines.lines(text)
+            lines.verbatim(text)
             self._function(name, args, lines, [])
             calls.append((name, [outer.use(u) for u in body.used]))
         w = outer.w

@@ -11,6 +11,7 @@ import pytest
 from attncc.codegen.gluon_layouts import Blocked, Mma, Operand, Slice, layouts
 from attncc.codegen.gluon_printer import arguments, print_gluon
 from attncc.codegen.gluon_spelling import TESTED, descriptor_name
+from attncc.codegen.writer import wrapped
 from attncc.expr.build import op
 from attncc.expr.nodes import Const, Var
 from attncc.tile.nodes import (
@@ -270,3 +271,28 @@ def test_tensors_may_be_called_what_printed_code_calls_its_own(tmp_path: Path) -
     x.add(Store("z", (row,), total.name))
     p = small(tuple(x.here), (*given, VECTOR))
     compile_kernel(p, p.kernels[0], tmp_path)
+
+
+def test_far_strides_take_64_bits(tmp_path: Path) -> None:
+    """Offsets of positions in a tile stay in 32 bits only where strides are promised to be near."""
+    x = Builder()
+    row, channel = x.iota("row", I, ZERO), x.iota("channel", D, ZERO)
+    shape = (Const(64, "int"), Const(64, "int"))
+    near = Tensor("near", ("r", "c"), shape, "f16", strided=True)
+    far = Tensor("far", ("r", "c"), shape, "f16", strided=True, unit=False, near=False)
+    loaded = [x.load(f"of_{n}", Type((I, D), "f16"), n, (row, channel)) for n in ("near", "far")]
+    total = x.map("total", op("add", *(x.cast("wide", value, "f32") for value in loaded)))
+    x.add(Store("y", (row, channel), total.name))
+    p = small(tuple(x.here), (near, far, OUT))
+    text = re.sub(r"\s+", " ", print_gluon(p, triton=VERSION))
+    assert re.search(r"near \+ \(gl\.arange\(0, 64, \w+\) \* near_sr\.to\(gl\.int32\)\)\[:, None\] \+ gl\.arange", text)
+    assert re.search(r"far \+ \(gl\.arange\(0, 64, \w+\)\.to\(gl\.int64\) \* far_sr\)\[:, None\]", text)
+    assert re.search(r"\(gl\.arange\(0, 64, \w+\)\.to\(gl\.int64\) \* far_sc\)\[None, :\]", text)
+    compile_kernel(p, p.kernels[0], tmp_path)
+
+
+def test_long_lines_break_between_terms() -> None:
+    text = print_gluon(program(PLANS["captures"]), triton=VERSION)
+    assert max(map(len, text.splitlines())) <= 120
+    assert wrapped("x = first + second + third", 16) == ["x = (", "    first", "    + second", "    + third", ")"]
+    assert wrapped("call(a[:, None] & b[None, :])", 20) == ["call(", "    a[:, None]", "    & b[None, :],", ")"]
