@@ -46,7 +46,8 @@ def _is_of_kernels(node: ast.stmt) -> bool:
         case ast.FunctionDef(name="_descriptor"):
             return True
         case ast.FunctionDef(decorator_list=marks):
-            return any(n.attr == "jit" for d in marks for n in ast.walk(d) if isinstance(n, ast.Attribute))
+            found = {getattr(n, "attr", getattr(n, "id", "")) for d in marks for n in ast.walk(d)}
+            return bool(found & {"jit", "builtin"})
         case ast.Assign(value=ast.Call(func=ast.Attribute(attr="constexpr"))):
             return True
         case _:
