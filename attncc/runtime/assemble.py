@@ -15,6 +15,8 @@ from attncc.runtime.mistakes import UnfitKernel
 
 SPILLED_BYTES = 32
 """More than this many stored to local memory make a kernel unfit."""
+SHARED_BYTES, REGISTERS = 232448, 65536
+"""What one program can have on Hopper."""
 SERIALISED = ("C7507", "C7511", "C7512")
 """Notices that products on tensor cores were made to wait for each other."""
 
@@ -54,3 +56,10 @@ def assembled_well(name: str, said: str) -> None:
     spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill stores", said))
     if spilled > SPILLED_BYTES:
         raise UnfitKernel(f"kernel {name} spills {spilled} bytes of registers")
+
+
+def fits(name: str, shared: int, registers: int) -> None:
+    """Raises UnfitKernel where no Hopper could start the kernel `name`."""
+    for needed, most, what in ((shared, SHARED_BYTES, "bytes of shared memory"), (registers, REGISTERS, "registers")):
+        if needed > most:
+            raise UnfitKernel(f"kernel {name} needs {needed} {what}, and there are {most}")

@@ -89,7 +89,7 @@ def compile_one(function: Any, order: Order, capability: int) -> Binary:
     """One kernel through Triton's stages to a cubin."""
     from triton.backends.compiler import GPUTarget
 
-    from attncc.runtime.assemble import assemble, assembled_well
+    from attncc.runtime.assemble import assemble, assembled_well, fits
 
     signature = {name: kind for name, kind, _ in order.args}
     attrs = {(at,): [["tt.divisibility", by]] for at, (_, _, by) in enumerate(order.args) if by > 1}
@@ -110,6 +110,7 @@ def compile_one(function: Any, order: Order, capability: int) -> Binary:
         ) from e
     if order.partitioned:
         assembled_well(order.name, said)
+        fits(order.name, meta["shared"], 32 * meta["num_warps"] * order.registers)
     if meta.get("num_ctas", 1) != 1 or meta.get("profile_scratch_size"):
         raise KernelFailed(f"kernel {order.name} needs a cluster launch or a profiler's scratch memory")
     return Binary(

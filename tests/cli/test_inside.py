@@ -44,6 +44,13 @@ def test_explain_a_spec(cli: Cli) -> None:
     assert "doc_first[b, i] <= j < i + 1" in documents and "? ?" in documents
 
 
+def test_explain_tells_what_is_partitioned_and_what_not(cli: Cli) -> None:
+    split = cli("explain", EXAMPLES / "causal.attn", "--dims", "D=128").output
+    assert "partitioned: consumer0 4, consumer1 4" in split and "not partitioned" not in split
+    plain = cli("explain", EXAMPLES / "causal.attn", "--dims", "D=100").output
+    assert plain.count("not partitioned: rows of q are not 16-byte aligned") == 2
+
+
 def test_explain_every_code(cli: Cli) -> None:
     for code, kind in mistakes().items():
         found = cli("explain", code.lower())

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from attncc.runtime import cuda
+from attncc.runtime.assemble import REGISTERS, SERIALISED, SHARED_BYTES, assembled_well, fits
 from attncc.runtime.kernels import Binary, Order, compile_all, compile_one
-from attncc.runtime.mistakes import KernelFailed
+from attncc.runtime.mistakes import KernelFailed, UnfitKernel
 from attncc.runtime.parameters import layout_of
 from attncc.runtime.text import execute
 from tests.runtime.fake_cuda import OnGpu, Recorder
@@ -145,3 +146,23 @@ def test_what_triton_refuses_is_a_backend_error(functions: dict[str, Any]) -> No
         compile_one(functions["wrong_kernel"], order, 90)
     with pytest.raises(KernelFailed, match="takes x, n and is launched with x"):
         compile_one(functions["wrong_kernel"], Order("wrong_kernel", (("x", "*fp32", 16),), 4, 1), 90)
+
+
+def test_a_partitioned_kernel_must_fit() -> None:
+    fits("k", SHARED_BYTES, REGISTERS)
+    with pytest.raises(UnfitKernel, match="kernel k needs 232449 bytes of shared memory, and there are 232448"):
+        fits("k", 232449, 0)
+    with pytest.raises(UnfitKernel, match="needs 86016 registers"):
+        fits("k", 0, 32 * 16 * 168)
+
+
+def test_what_the_assembler_says_of_a_partitioned_kernel() -> None:
+    spills = (
+        "ptxas info : Function properties for k\n    8 bytes stack frame, {} bytes spill stores, 36 bytes spill loads"
+    )
+    assembled_well("k", spills.format(32))
+    with pytest.raises(UnfitKernel, match="kernel k spills 36 bytes of registers"):
+        assembled_well("k", spills.format(36))
+    for code in SERIALISED:
+        with pytest.raises(UnfitKernel, match=f"the products of kernel k wait for each other: info {code}"):
+            assembled_well("k", f"nothing\ninfo {code}\n")
