@@ -27,6 +27,7 @@ from attncc.schedule.partitions import Ring, ring
 from attncc.schedule.ranges import Cut, Rows, visits
 from attncc.schedule.stream import ZERO, G, Guards, H, M, N, Problem, Stream, b, g, h
 from attncc.schedule.stream_backward import (
+    Scores,
     key_grid,
     pair_scores,
     product_gradient,
@@ -126,27 +127,27 @@ class _Keys:
 
     def _memory(self) -> None:
         k, plan = self.k, self.plan
-        i, j = t.Axis("i", plan.rows), k.b.axis("j", KEYS)
+        rows, keys = t.Axis("i", plan.rows), k.b.axis("j", KEYS)
         self.d, self.e = (k.pieces(x)[0][2] for x in "de")
-        self.q_tile = self._buffer("q_tile", (i, self.d), plan.depth)
-        self.do_tile = self._buffer("do_tile", (i, self.e), plan.depth)
-        self.k_tile = self._buffer("k_tile", (j, self.d), 2)
-        self.v_tile = self._buffer("v_tile", (j, self.e), 2)
+        self.q_tile = self._buffer("q_tile", (rows, self.d), plan.depth)
+        self.do_tile = self._buffer("do_tile", (rows, self.e), plan.depth)
+        self.k_tile = self._buffer("k_tile", (keys, self.d), 2)
+        self.v_tile = self._buffer("v_tile", (keys, self.e), 2)
         if packed(self.p):
-            rows = t.Axis("i", plan.rows * len(packed(self.p)))
-            k.statistics = self._buffer("statistics_tile", (rows,), plan.depth, "f32")
+            numbers = t.Axis("i", plan.rows * len(packed(self.p)))
+            k.statistics = self._buffer("statistics_tile", (numbers,), plan.depth, "f32")
         self.own_full = k.b.fresh("own_full")
         k.b.add(t.AllocBar(self.own_full, 1))
         self.ring: Ring = ring(k.b, "rows", plan.depth, 2)
         if self.exchanged:
-            self._exchange(i, j)
+            self._exchange(rows, keys)
         if "k" in self.wanted and self.d.extent != self.e.extent:
-            self.dk_tile = self._buffer("dk_tile", (j, self.d), 2)
+            self.dk_tile = self._buffer("dk_tile", (keys, self.d), 2)
 
-    def _exchange(self, i: t.Axis, j: t.Axis) -> None:
+    def _exchange(self, rows: t.Axis, keys: t.Axis) -> None:
         """Two turns' dS of both consumers, a barrier array each, and what their dQ leaves through."""
         k = self.k
-        self.ds_tile = tuple(self._buffer(f"ds{c}_tile", (j, i), 2) for c in range(2))
+        self.ds_tile = tuple(self._buffer(f"ds{c}_tile", (keys, rows), 2) for c in range(2))
         self.ds_full = tuple(k.b.fresh(f"ds{c}_full") for c in range(2))
         for name in self.ds_full:
             k.b.add(t.AllocBar(name, 2))
@@ -181,13 +182,11 @@ class _Keys:
             return head(NONE, state), self.walk.total
 
         def one(number: Var, state: State) -> State:
-            start = state[-1]
             k.b.bindings[h] = self._head(number)
-            return (*head(start, state[:-1]), k.b.value(op("add", start, self.walk.total), "turn"))
+            return head(k.b.value(op("mul", number, self.walk.total), "turn"), state)
 
-        start = k.b.let("turn", INT, t.Map(NONE))
-        final = k.loop(t.Count(NONE, self.heads), "n", "", (*state, start), one, "heads that share the keys", 1, "asc")
-        return final[:-1], final[-1]
+        final = k.loop(t.Count(NONE, self.heads), "n", "", state, one, "heads that share the keys", 1, "asc")
+        return final, k.b.value(op("mul", self.heads, self.walk.total), "turn")
 
     # --- the producer
 
@@ -286,12 +285,12 @@ class _Keys:
         dq = self._dq(n) if under else ()
         s = k.b.let("s", k.b.type_of(s.name), t.DotWait(s.name, len(dq)))
         known = pair_scores(k, s, self._allowed(masked), self.started)
-        w = self._operand(known.w) if dv else None
+        w = self._operand(known.w) if dv or (masked and plan.calm) else None
         if before:
             self._leave(dq or self._dq(n), before)
         if self.needs_ds:
             dp = self._product(self.v_tile, self.do_tile, self.e, "dp", self._delta())
-        if w is not None:
+        if dv and w is not None:
             dv = self._accumulate(dv, w, self.do_tile)
         if self.needs_ds:
             pending = 0 if masked and plan.calm else len(dv)
@@ -299,7 +298,10 @@ class _Keys:
             if plan.hold == "product":
                 s = k.b.let("s", k.b.type_of(s.name), t.DotWait(s.name, pending), "what follows is computed again")
             self._rows(masked, k.b.value(op("add", i0, self.zero), "i0"))
-            if plan.hold == "product":
+            if plan.hold == "product" and masked and plan.calm and self.p.exponential and w is not None:
+                wide = k.b.let("w", k.b.type_of(known.w.name), t.Cast(w.name), "once more, as the product had them")
+                known = Scores(wide, k.scores(s), None, None, None)
+            elif plan.hold == "product":
                 known = pair_scores(k, s, self._allowed(masked), self.started)
             ds = score_gradient(k, known, dp, self.p.exponential)
             dk = self._from_ds(n, ds, dk)
@@ -349,6 +351,7 @@ class _Keys:
         return self.k.stat(self.p.own("delta"), "minus_delta") if self.p.exponential else None
 
     def _rows(self, masked: bool, i0: Var) -> None:
+        """The rows of a turn."""
         k = self.k
         k.rows(i0, self.plan.rows)
         k.guards = Guards(op("lt", k.row, M) if masked else Guards().row, self.own)
