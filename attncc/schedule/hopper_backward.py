@@ -15,17 +15,21 @@ outside of the tensor, so that all turns are alike.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from attncc.expr.build import TRUE, conj, op
 from attncc.expr.nodes import Const, Expr, Var, free_vars
 from attncc.passes.differentiate import derivative
+from attncc.passes.simplify import scale
+from attncc.passes.stream import LOG2E
 from attncc.schedule.captured import Capture, split_coefficient
 from attncc.schedule.config import Channels, Tiles
 from attncc.schedule.hopper_backward_turns import Walk, walk_of
 from attncc.schedule.hopper_config import HopperBackward
 from attncc.schedule.partitions import Ring, ring
 from attncc.schedule.ranges import Cut, Rows, visits
-from attncc.schedule.stream import ZERO, G, Guards, H, M, N, Problem, Stream, b, g, h
+from attncc.schedule.separate import Parts, separate
+from attncc.schedule.stream import NEVER, ZERO, G, Guards, H, M, N, Problem, Stream, b, g, h
 from attncc.schedule.stream_backward import (
     Scores,
     key_grid,
@@ -65,16 +69,36 @@ def affine(p: Problem) -> float | None:
 
 
 class _Stream(Stream):
-    """A stream whose row statistics lie in shared memory."""
+    """A stream whose row statistics lie in shared memory, and whose exponents take up the score's terms by row."""
 
     statistics: str
     slot: Expr
+    parts: Parts
 
     def stat(self, tensor: str, hint: str) -> Var:
-        """One number per row, as the turn's tile brings it."""
+        """One number per row, as the turn's tile brings it; log2 Z less what the score has by row."""
         rows = self.b.extent("i")
         part = ("i", packed(self.p).index(tensor) * rows, rows)
-        return self.b.let(hint, self.b.over("i"), t.SharedLoad(t.Slot(self.statistics, self.slot, part)))
+        value = self.b.let(hint, self.b.over("i"), t.SharedLoad(t.Slot(self.statistics, self.slot, part)))
+        if tensor != self.p.own("log_z") or not self.p.exponential or self.parts.query is None:
+            return value
+        return self.b.value(op("sub", value, self.parts.query), hint)
+
+    def log_score(self, score: Expr, allowed: Expr | None) -> Var:
+        """The score in base two without its terms by row: those are in the statistics."""
+        if not self.p.exponential:
+            return super().log_score(score, allowed)
+        x = self.b.value(replace(self.parts, query=None).whole(), "x", "the score in base two")
+        return x if allowed is None else self.b.value(op("where", allowed, x, NEVER), "x")
+
+    def started(self, slope: float) -> Var:
+        """Where the product's sum starts, so that it ends as the exponent: statistics are in units of the product."""
+        query, self.parts = self.parts.query, replace(self.parts, query=None)
+        start = self.stat(self.p.own("log_z"), "start")
+        self.parts = replace(self.parts, query=query)
+        return (
+            start if query is None else self.b.value(op("add", start, op("mul", query, 1.0 / (slope * LOG2E))), "start")
+        )
 
 
 def whole(size: int) -> Channels:
@@ -229,6 +253,7 @@ class _Keys:
         with k.b.partition() as scope:
             self.c, self.mine = c, Const(c, "int")
             k.keys(self._first(c), KEYS)
+            k.parts = separate(scale(self.p.attend.score, LOG2E), self._first(c))
             k.b.axis("i", self.plan.rows)
             self.own = op("lt", k.key, N)
             k.guards = Guards(key=self.own)
@@ -345,7 +370,8 @@ class _Keys:
         return op("add", self.zero, consumer) if consumer else self.zero
 
     def _start(self) -> Var | None:
-        return self.k.stat(self.p.own("log_z"), "start") if self.started else None
+        slope = affine(self.p) if self.started else None
+        return None if slope is None else self.k.started(slope)
 
     def _delta(self) -> Var | None:
         return self.k.stat(self.p.own("delta"), "minus_delta") if self.p.exponential else None
@@ -397,7 +423,8 @@ class _Keys:
     def _added(self, sums: State, ds: Var) -> State:
         k, out = self.k, []
         for c, total in zip(self.found, sums, strict=True):
-            part = k.b.let("part", k.b.over("j"), t.Reduce("sum", share_of(k, c, ds).name, "i"))
+            split = replace(c, factor=separate(c.factor, self._first(self.c)).whole())
+            part = k.b.let("part", k.b.over("j"), t.Reduce("sum", share_of(k, split, ds).name, "i"))
             out.append(k.b.value(op("add", total, part), "sum"))
         return tuple(out)
 

@@ -25,6 +25,8 @@ class HopperForward:
     registers: int = 240
     """Of a consumer's thread; the producer's keeps `spare`."""
     spare: int = 24
+    late: bool = False
+    """Weights are summed under the next scores: shorter turns, more registers."""
     rounded: bool = False
     """Weights wait for their product in the inputs' dtype: fewer registers, longer turns."""
     turns: bool = False
@@ -39,7 +41,7 @@ class HopperForward:
 def forward_plan(widest: int, demand: Demand) -> HopperForward:
     """The default for channels of at most `widest`."""
     if widest <= 64:
-        return HopperForward(consumers=3, depth=3, registers=160, rounded=True)
+        return HopperForward(depth=4, late=True)
     if widest <= 128:
         return HopperForward()
     return HopperForward(keys=64)

@@ -44,7 +44,7 @@ class _Forward:
         n = p.attend.normaliser
         self.stats = 3 if p.normalised else 0
         """m, l and what sums of earlier turns are worth."""
-        self.late = n.psi is n.phi and not plan.rounded
+        self.late = n.psi is n.phi and plan.late and not plan.rounded
         """Whether weights are summed a turn later, under the next scores."""
 
     def kernel(self) -> t.Kernel:

@@ -1,0 +1,65 @@
+"""Host programs of a state program in chunks."""
+
+from __future__ import annotations
+
+from attncc.expr.build import ivar
+from attncc.expr.nodes import Const, Expr
+from attncc.ir.nodes import Param, Spec
+from attncc.passes.mistakes import NotCompiled
+from attncc.schedule.chunk import Problem, forward_kernel, problem
+from attncc.schedule.heads import without_groups
+from attncc.schedule.programs import Pair
+from attncc.schedule.variant import Variant
+from attncc.tile import nodes as t
+
+B, H, G, M, N = (ivar(x) for x in "BHGMN")
+_SHAPES: dict[str, tuple[tuple[str, ...], str]] = {
+    "q": (("b", "h", "i", "d"), "HM"),
+    "k": (("b", "g", "j", "d"), "GN"),
+    "v": (("b", "g", "j", "e"), "GN"),
+    "out": (("b", "h", "i", "e"), "HM"),
+}
+
+
+def programs(spec: Spec, variant: Variant) -> Pair:
+    """The programs of one variant of a state program; NotCompiled where it has none."""
+    p = problem(spec, variant)
+    if variant.gradients:
+        assert spec.recurrence is not None
+        hint = "call it under `torch.no_grad()`; `attncc.reference` has gradients"
+        span = spec.recurrence.states[0].span
+        raise NotCompiled("the backward of state programs is not compiled yet", span, hint=hint)
+    kernel = forward_kernel(p)
+    steps = (t.Alloc(tensor(p, "out"), like="q"), t.Launch(kernel.name))
+    forward = t.Program("forward", inputs(p), scalars(p), (kernel,), steps, ("out",))
+    return Pair(forward if variant.grouped else without_groups(forward), None)
+
+
+def scalars(p: Problem) -> tuple[t.Scalar, ...]:
+    """Sizes and constants."""
+    return (*(t.Scalar(n, "int") for n in "BHGMN"), *(t.Scalar(c.name, c.sort) for c in p.spec.constants))
+
+
+def inputs(p: Problem) -> tuple[t.Tensor, ...]:
+    """q, k, v and the captured tensors."""
+    return (*(tensor(p, n) for n in ("q", "k", "v")), *(captured(p, x) for x in p.spec.params))
+
+
+def tensor(p: Problem, name: str) -> t.Tensor:
+    """q, k, v or out."""
+    axes, middle = _SHAPES[name]
+    size: Expr = Const(p.variant.D if axes[-1] == "d" else p.variant.E, "int")
+    layout = p.variant.layout(name)
+    extents = (B, *(ivar(x) for x in middle), size)
+    return t.Tensor(name, axes, extents, p.variant.dtype, True, layout.unit, layout.aligned, layout.near)
+
+
+def captured(p: Problem, x: Param) -> t.Tensor:
+    """A captured tensor."""
+    sizes: dict[str, Expr] = {"b": B, "h": H, "g": G, "m": M, "n": N}
+    sizes |= {"d": Const(p.variant.D, "int"), "e": Const(p.variant.E, "int")}
+    axes = tuple(a.index or f"x{n}" for n, a in enumerate(x.axes))
+    extents = tuple(sizes.get(a.index, a.size) for a in x.axes)
+    layout = p.variant.layout(x.name)
+    dtype: t.Dtype = dict(p.variant.captured).get(x.name, "i32")
+    return t.Tensor(x.name, axes, extents, dtype, True, layout.unit, layout.aligned, layout.near)

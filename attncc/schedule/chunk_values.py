@@ -1,0 +1,205 @@
+"""Values of a chunk of tokens: expressions of the Spec IR over i and channels --> statements of a kernel.
+
+Axes of the kernel: i and j both run over the tokens of the chunk, every channel axis of the spec is one of its own.
+Channel axes that are padded hold 0 in their padding wherever they are summed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from attncc.expr.build import TRUE, conj, op
+from attncc.expr.nodes import Atom, Const, Expr, Var, free_vars
+from attncc.ir.free import free
+from attncc.ir.nodes import Contract, Load, Param, Reduce, Spec
+from attncc.passes.mistakes import NotCompiled
+from attncc.schedule.builder import Builder
+from attncc.schedule.stream import WORDS, G, H, M, N, g, h, i
+from attncc.schedule.variant import Variant
+from attncc.tile import nodes as t
+
+ROLES = ("q", "k", "v")
+
+
+class Chunk:
+    """A kernel over chunks under construction."""
+
+    def __init__(self, spec: Spec, variant: Variant, extents: dict[str, int], reserved: tuple[str, ...]) -> None:
+        self.spec, self.variant = spec, variant
+        self.params: dict[str, Param] = {p.name: p for p in spec.params}
+        self.real: t.Dtype = "f64" if variant.dtype == "f64" else "f32"
+        self.b = Builder(self.real, ("i", "j", *extents), self._atom)
+        self.b.reserve((*ROLES, "out", *self.params, *reserved, *WORDS))
+        self.tensors: dict[str, None] = {}
+        self.live: Expr = TRUE
+        self.at: dict[str, Var] = {}
+        self.inside: dict[str, Expr] = {}
+        for name in "BHGMN":
+            self.b.scalar(name, "int")
+        for c in spec.constants:
+            self.b.scalar(c.name, c.sort)
+        for name in ("h", "b"):
+            self.b.scalar(name, "int")
+        head = op("floordiv", h, op("floordiv", H, G)) if variant.grouped else h
+        self.b.bindings[g] = self.b.value(head, "g", "the kv head of this head")
+        self.shift = self.b.value(op("sub", N, M), "shift", "tokens before the first query")
+        for name, size in extents.items():
+            self.channel(name, size)
+
+    # --- axes -------------------------------------------------------------------------------------------------------
+
+    def channel(self, name: str, size: int) -> None:
+        """Declares a channel axis of `size`, padded where the printer wants powers of two."""
+        extent = size if self.variant.target == "torch" else max(16, 1 << (size - 1).bit_length())
+        axis = self.b.axis(name, extent)
+        c = self.b.let(name, t.Type((axis,), "i32"), t.Iota(Const(0, "int")), "channels")
+        self.b.bindings[Var(name, "int")] = c
+        self.inside[name] = op("lt", c, size) if extent != size else TRUE
+
+    def tokens(self, first: Expr, count: int) -> None:
+        """The tokens of a chunk, in the current scope."""
+        axis = self.b.axis("i", count)
+        self.b.axis("j", count)
+        at = self.b.let("i", t.Type((axis,), "i32"), t.Iota(first), "tokens")
+        self.b.bindings[i] = at
+        self.at = {"i": at, "j": self.b.let("j", t.Type((t.Axis("j", count),), "i32"), t.Iota(first))}
+        self.live = op("lt", at, N)
+        self.row = self.b.value(op("sub", at, self.shift), "r", "their query rows")
+
+    def on_j(self, e: Expr, hint: str) -> Var:
+        """`e` with its tokens on the axis j, behind its channels, from the loads on."""
+        bindings, live, row = dict(self.b.bindings), self.live, self.row
+        self.b.bindings = {k: v for k, v in bindings.items() if not isinstance(k, Atom)}
+        self.b.bindings[i] = self.at["j"]
+        self.live = op("lt", self.at["j"], N)
+        self.row = self.b.value(op("sub", self.at["j"], self.shift), "r")
+        with self.turned():
+            found = self.clean(e, hint, rows=True)
+        self.b.bindings, self.live, self.row = bindings, live, row
+        return found
+
+    @contextmanager
+    def turned(self) -> Iterator[None]:
+        """Values made inside have the axis j behind their channels."""
+        order = self.b.order
+        self.b.order = (*(a for a in order if a != "j"), "j")
+        try:
+            yield
+        finally:
+            self.b.order = order
+
+    # --- expressions ------------------------------------------------------------------------------------------------
+
+    def value(self, e: Expr, hint: str) -> Var:
+        """`e` as a value over the axes that it has."""
+        return self.b.value(e, hint)
+
+    def clean(self, e: Expr, hint: str, *, rows: bool = False) -> Var:
+        """`e` with 0 in the padding of its channels, and in rows behind the last token where `rows`."""
+        names = [v.name for v in free(e)]
+        guard = conj(*(self.inside[n] for n in names if n in self.inside))
+        if rows:
+            guard = conj(self.live, guard)
+        return self.value(e if guard is TRUE else op("where", guard, e, 0.0), hint)
+
+    def narrow(self, v: Var) -> Var:
+        """An operand of a product in the inputs' element type."""
+        return self.cast(v, self.variant.dtype)
+
+    def cast(self, v: Var, dtype: t.Dtype) -> Var:
+        """`v` in another element type."""
+        type = self.b.type_of(v.name)
+        if type.dtype == dtype:
+            return v
+        return self.b.let(f"{v.name}_{dtype}", t.Type(type.axes, dtype), t.Cast(v.name), depth=self.b.depth(v))
+
+    def over(self, v: Var, *names: str) -> Var:
+        """`v` over exactly these axes, repeated along those it lacks."""
+        if {a.name for a in self.b.type_of(v.name).axes} == set(names):
+            return v
+        zeros = self.b.let("zeros", self.b.over(*names), t.Full(Const(0.0, "real")))
+        return self.b.let(v.name.split("_")[0], self.b.over(*names), t.Map(op("add", v, zeros)))
+
+    def rename(self, v: Var) -> Var:
+        """`v` with its tokens on the axis j."""
+        type = self.b.type_of(v.name)
+        axes = tuple(t.Axis("j", a.extent) if a.name == "i" else a for a in type.axes)
+        return self.b.let(
+            f"{v.name.split('_')[0]}_j", t.Type(axes, type.dtype), t.Rename(v.name), depth=self.b.depth(v)
+        )
+
+    def dot(self, hint: str, a: Var, c: Var, axis: str, out: tuple[str, str], start: Var | None = None) -> Var:
+        """start + the sum over `axis` of a * c."""
+        left, right = self.narrow(a), self.narrow(c)
+        body = t.Dot(left.name, right.name, axis, start.name if start else None, self.variant.precision)
+        row, column = (t.Axis(n, self.b.extent(n)) for n in out)
+        return self.b.let(hint, t.Type((row, column), self.real), body)
+
+    def sum(self, hint: str, e: Expr, axis: str) -> Var:
+        """The sum of a value along an axis."""
+        v = self.value(e, hint)
+        kept = tuple(a for a in self.b.type_of(v.name).axes if a.name != axis)
+        return self.b.let(hint, t.Type(kept, self.real), t.Reduce("sum", v.name, axis), depth=self.b.depth(v))
+
+    def _atom(self, builder: Builder, e: Atom) -> Expr:
+        match e:
+            case Load():
+                return self._load(e)
+            case Contract(a, c, axis):
+                made = self._contract(a, c, axis.name)
+            case Reduce(name, body, (binder,), where) if name in ("sum", "mean", "max") and where is TRUE:
+                made = self._reduce(name, body, binder.index.name, binder.size)
+            case _:
+                raise NotCompiled("this has no form in a chunk yet", e.span if hasattr(e, "span") else None)
+        builder.bindings[e] = made
+        return made
+
+    def _contract(self, a: Expr, c: Expr, axis: str) -> Var:
+        left, right = self.clean(a, "x"), self.clean(c, "y")
+        names = [{x.name for x in self.b.type_of(v.name).axes} for v in (left, right)]
+        if "i" in names[1] and "i" not in names[0]:
+            left, right, names = right, left, names[::-1]
+        if "j" in names[0] and "j" not in names[1]:
+            left, right, names = right, left, names[::-1]
+        if len(names[0] | names[1]) > 2:
+            (row,), (column,) = (tuple(n - {axis}) for n in names)
+            return self.dot("y", left, right, axis, (row, column))
+        return self.sum("y", op("mul", left, right), axis)
+
+    def _reduce(self, name: str, body: Expr, axis: str, size: Expr) -> Var:
+        if name == "max":
+            full = op("where", self.inside[axis], body, Const(float("-inf"), "real"))
+            v = self.value(full if self.inside[axis] is not TRUE else body, "x")
+            kept = tuple(a for a in self.b.type_of(v.name).axes if a.name != axis)
+            return self.b.let("top", t.Type(kept, self.real), t.Reduce("max", v.name, axis), depth=self.b.depth(v))
+        total = self.sum("sum", self.clean(body, "x"), axis)
+        return total if name == "sum" else self.value(op("div", total, size), "mean")
+
+    # --- memory -----------------------------------------------------------------------------------------------------
+
+    def _load(self, e: Load) -> Expr:
+        kinds = {"q": "bhmd", "k": "bgnd", "v": "bgne"}
+        axes = tuple(kinds[e.tensor]) if e.tensor in ROLES else tuple(a.index for a in self.params[e.tensor].axes)
+        guards: list[Expr] = []
+        index: list[Expr] = []
+        for kind, at in zip(axes, e.index, strict=True):
+            names = free_vars(at)
+            if kind == "m" and at is i:
+                index.append(self.row)
+                guards += [op("le", 0, self.row), op("lt", self.row, M)]
+            else:
+                index.append(self.b.value(at, "at"))
+                guards += [self.live] if "i" in names else []
+            guards += [self.inside[n] for n in sorted(names) if n in self.inside]
+        guard = self.b.lower(conj(*dict.fromkeys(guards)))
+        dtypes: dict[str, t.Dtype] = dict(self.variant.captured)
+        dtype = self.variant.dtype if e.tensor in ROLES else dtypes.get(e.tensor, "i32")
+        self.tensors[e.tensor] = None
+        value = self.b.load(e.tensor, dtype, t.Load(e.tensor, tuple(index), guard), e.sort)
+        return self.cast(value, self.real) if e.sort == "real" else value
+
+    def store(self, tensor: str, index: tuple[Expr, ...], value: Var, guard: Expr, dtype: t.Dtype) -> None:
+        """Writes a value, cast to the tensor's element type."""
+        self.tensors[tensor] = None
+        self.b.add(t.Store(tensor, index, self.cast(value, dtype).name, self.b.lower(guard)))
