@@ -36,6 +36,13 @@ def _gluon(name: str) -> str:
 
 HELPERS: dict[str, str] = {
     "_add_shared_to_global": ADD_SHARED_TO_GLOBAL,
+    "_recip_gl": '''\
+@gluon.jit
+def _recip_gl(x):
+    """The special-function unit's 1 / x: one unit in the last place, and 0 at infinity."""
+    asm: gl.constexpr = "rcp.approx.ftz.f32 $0, $1;"
+    return gl.inline_asm_elementwise(asm, "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
+''',
     "_tanh_gl": _gluon("tanh"),
     "_expm1_gl": _gluon("expm1"),
     "_log1p_gl": _gluon("log1p"),
