@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -158,5 +159,16 @@ def _states(spec: Spec, values: Mapping[str, int | float | bool]) -> str:
     lines = [f"attention {spec.name}, a state program"]
     lines += [f"  constant {name} = {value!r}" for name, value in values.items()]
     lines += [f"  tensor   {p.name}: {p}" for p in interface_of(spec).params]
-    lines += ["", *map(str, classify(spec)), "", "not compiled yet; `attncc.reference` runs it token by token"]
+    lines += ["", *map(str, classify(spec)), "", _compiled(spec)]
     return "\n".join(lines)
+
+
+def _compiled(spec: Spec) -> str:
+    from attncc import driver
+    from attncc.passes.mistakes import NotCompiled
+
+    try:
+        driver.programs(spec, replace(_variant(spec, "torch", 16, 16), gradients=()))
+    except NotCompiled as error:
+        return f"not compiled: {error.diagnostic.message}"
+    return "compiled in chunks"

@@ -46,6 +46,8 @@ def programs(spec: Spec, variant: Variant) -> Pair:
     """The verified Tile IR programs of one variant of `spec`."""
     from attncc.tile.verify import verify, verify_pair
 
+    if spec.recurrence is not None:
+        return _chunked(spec, variant)
     unit = analyse(spec, variant.D, variant.E)
     assert unit.attend is not None and unit.by_row is not None and unit.by_key is not None
     pair = stream(Problem(unit.spec, unit.attend, unit.by_row, unit.by_key, variant))
@@ -53,6 +55,18 @@ def programs(spec: Spec, variant: Variant) -> Pair:
     if pair.backward is not None:
         verify(pair.backward)
         verify_pair(pair.forward, pair.backward)
+    return pair
+
+
+def _chunked(spec: Spec, variant: Variant) -> Pair:
+    """The programs of a state program."""
+    from attncc.ir.verify import verify as verify_spec
+    from attncc.schedule.chunk_programs import programs as chunk_programs
+    from attncc.tile.verify import verify
+
+    verify_spec(spec)
+    pair = chunk_programs(spec, variant)
+    verify(pair.forward)
     return pair
 
 

@@ -199,6 +199,7 @@ class Writer:
         joined = f"{self._lines[-1]}.{call}" if self._lines else ""
         if (
             joined.startswith(f"{pad}{variable}.")
+            and not joined.startswith(f"{pad}{variable}.flatten(")  # a chain on a view gives the view
             and "#" not in joined
             and " = " not in joined
             and len(joined) <= WIDTH

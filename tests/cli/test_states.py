@@ -58,6 +58,6 @@ def test_a_change_outside_every_class(tmp_path: Path, command: str) -> None:
 
 @pytest.mark.parametrize("words", [("run", "--shape", "B=1,H=2,N=8,D=8"), ("dump", "--after", "tile")])
 def test_what_is_not_compiled_says_so(words: tuple[str, ...]) -> None:
-    done = attncc(words[0], CORPUS / "rwkv6.attn", *words[1:])
+    done = attncc(words[0], CORPUS / "rwkv7.attn", *words[1:])
     assert done.exit_code == 1
-    assert "rwkv6.attn:2:11: error[E450]: state programs are not compiled yet" in done.output
+    assert "rwkv7.attn:3:5: error[E450]: a change of the class key-channel diagonal, plus rank one" in done.output

@@ -1,0 +1,138 @@
+"""State programs in chunks: printed PyTorch and interpreted Triton equal the token loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import attncc
+from attncc import driver
+from attncc.grammar import parse
+from attncc.passes.mistakes import NotCompiled
+from attncc.reference import evaluate
+from attncc.runtime.inputs import made_up
+from attncc.runtime.warmup import full_sizes
+from attncc.schedule.variant import Variant
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "recurrent"
+COMPILED = (
+    "chela", "cosformer", "gla", "hgrn2", "lightning", "linear_transformer", "mamba2", "metala", "mlstm", "performer",
+    "retnet", "rodimus", "rwkv5", "rwkv6", "simple_gla",
+)  # fmt: skip
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATTNCC_CACHE", "off")
+
+
+def tensors(spec: str | Path, dtype: torch.dtype = torch.float64, **sizes: int) -> tuple[Any, dict[str, Tensor]]:
+    """A compiled spec and inputs that fit it."""
+    attention = attncc.compile(spec, backend="torch")
+    full = full_sizes({"B": 2, "H": 4, "G": 2, "M": 45, "N": 45, "D": 6, "E": 5} | sizes)
+    made = made_up(attention._family.spec, attention.constants, full, dtype=dtype, device=CPU)
+    return attention, {n: x.detach() for n, x in made.items()}
+
+
+def distance(spec: str | Path, dtype: torch.dtype = torch.float64, **sizes: int) -> float:
+    """How far the torch backend is from the token loop."""
+    attention, given = tensors(spec, dtype, **sizes)
+    out = attention(**given)
+    assert out.dtype == dtype
+    truth = evaluate(attention._family.spec, given).out
+    assert out.shape == truth.shape
+    return float((out.double() - truth).norm() / truth.norm().clamp(min=1e-30)) if truth.numel() else 0.0
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_examples(name: str) -> None:
+    assert distance(EXAMPLES / f"{name}.attn") < 1e-12
+    assert distance(EXAMPLES / f"{name}.attn", torch.float32, M=40, N=70, D=16, E=24) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"N": 1, "M": 1}, {"N": 16, "M": 3}, {"N": 33, "M": 0}, {"B": 0}, {"N": 130, "M": 65}]
+)
+@pytest.mark.parametrize("name", ["gla", "simple_gla", "linear_transformer"])
+def test_lengths(name: str, sizes: dict[str, int]) -> None:
+    assert distance(EXAMPLES / f"{name}.attn", **sizes) < 1e-12
+
+
+@pytest.mark.parametrize("value", [0.0, -1e4, -torch.inf])
+@pytest.mark.parametrize("name", ["gla", "simple_gla"])
+def test_extreme_gates(name: str, value: float) -> None:
+    attention, given = tensors(EXAMPLES / f"{name}.attn")
+    given["decay"][:, :, ::7] = value
+    given["decay"][:, 1] = value
+    truth = evaluate(attention._family.spec, given).out
+    torch.testing.assert_close(attention(**given), truth, atol=1e-12, rtol=1e-12)
+
+
+def chunked(*lines: str, header: str = "") -> str:
+    return f"attention a({header}):\n" + "".join(f"    {line}\n" for line in lines)
+
+
+WRITTEN = {
+    "an initial state": chunked(
+        "state S[d, e] = S0", "S = 0.5 * S + outer(k, v)", "out = q @ S", header="S0: real[b, h, d, e]"
+    ),
+    "documents as a gate": chunked(
+        "let same = doc[b, i] == doc[b, max(i - 1, 0)]",
+        "state S[d, e]",
+        "S = (S if same else 0) + outer(k, v)",
+        "out = q @ S",
+        header="doc: int[b, n]",
+    ),
+    "two writes": chunked("state S[d, e]", "S = S + outer(k, v) - 0.5 * outer(k ** 2, relu(v))", "out = q @ S"),
+    "a gate in two factors": chunked(
+        "state S[d, e]",
+        "S = sigmoid(x[b, h, i]) * exp(y[h]) * S",
+        "S = S + outer(k, v)",
+        "out = q @ S",
+        header="x: real[b, h, n], y: real[h] in [-inf, 0]",
+    ),
+    "a vector of values": chunked(
+        "state z[e]", "z = exp(a[h]) * z + v", "out = z * q[e]", header="a: real[h] in [-1, 0]"
+    ),
+    "a kept value": chunked("state S[d, e]", "let u = q @ S", "S = 0.5 * S + outer(k, v)", "out = tanh(u) + v"),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_programs(name: str) -> None:
+    assert distance(WRITTEN[name], D=6, E=6) < 1e-12
+
+
+REFUSED = {
+    "one product": (
+        chunked("state S[d, e]", "S = S + outer(k, v - k @ S)", "out = q @ S"),
+        "a change of the class identity, plus rank one",
+    ),
+    "an unbounded gate": (
+        chunked("state S[d, e]", "S = exp(a[h]) * S + outer(k, v)", "out = q @ S", header="a: real[h]"),
+        "this gate is not proved to be at most 1",
+    ),
+    "a restart": (
+        chunked("state S[d, e] per doc[b, i]", "S = S + outer(k, v)", "out = q @ S", header="doc: int[b, n]"),
+        "states that start anew by a key",
+    ),
+    "a number": (chunked("state c", "c = 0.9 * c + k @ k", "out = v * c"), "a state without axes"),
+    "no product": (
+        chunked("state S[d, e]", "S = S + sin(outer(k, v))", "out = q @ S"),
+        "a write that is no product of a key and a value",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_chunk_form_is_refused(name: str) -> None:
+    text, message = REFUSED[name]
+    spec = parse(text)
+    with pytest.raises(NotCompiled, match=message) as caught:
+        driver.programs(spec, Variant("torch", 6, 6, "f64", tuple((p.name, "f64") for p in spec.params)))
+    assert caught.value.diagnostic.span is not None
