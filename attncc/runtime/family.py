@@ -8,6 +8,7 @@ import functools
 import importlib
 import os
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from attncc.diagnostics import Source
-from attncc.errors import InternalError, SpecError
+from attncc.errors import AttnccError, SpecError
 from attncc.runtime.cache import Entry, cache, digest, sources_key
 from attncc.runtime.interface import Interface, Number, from_data, interface_of, to_data
 from attncc.runtime.kernels import Binary, Order, compile_all, numbers, triton_version
@@ -183,8 +184,18 @@ class Family:
         if not reason:
             try:
                 return self._built(variant, which, place)
-            except (KernelFailed, NotDeterministic, InternalError) as failed:
+            except (KernelFailed, NotDeterministic) as failed:
                 reason = failed.diagnostic.message
+            except SpecError:
+                raise
+            except Exception as failed:
+                reason = failed.diagnostic.message if isinstance(failed, AttnccError) else repr(failed)
+                warnings.warn(
+                    f"the {which} of {self.face.name} runs as plain Triton after a mistake of ours, please report it: "
+                    f"{reason}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
         entry = self._built(dataclasses.replace(variant, target="triton"), which, place)
         entry.data["reason"] = reason
         return entry

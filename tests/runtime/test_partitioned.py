@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import attncc
+from attncc.errors import InternalError
 from attncc.runtime import assemble, attention
 from attncc.runtime.attention import Attention
 from attncc.runtime.backends import mode_of, target_of
@@ -118,6 +119,20 @@ def test_where_order_matters_sums_in_bulk_are_not_used(hopper: Recorder) -> None
     forward, backward = sorted(attn._family.halves, key=lambda h: h.which == "backward")
     assert forward.partitioned and not backward.partitioned
     assert "adds with atomics, in an order that may vary" in backward.reason
+
+
+@pytest.mark.parametrize("mistake", [InternalError("broken"), KeyError("broken")])
+def test_a_mistake_of_ours_is_survived_and_told(
+    anew: Recorder, monkeypatch: pytest.MonkeyPatch, mistake: Exception
+) -> None:
+    def fail(*args: Any, **options: Any) -> str:
+        raise mistake
+
+    monkeypatch.setattr("attncc.codegen.gluon_printer.print_module", fail)
+    attn = compiled()
+    with pytest.warns(RuntimeWarning, match="the forward of causal runs as plain Triton .*broken"):
+        attn(*inputs())
+    assert "broken" in attn._family.halves[0].reason and len(anew.launches()) == 1
 
 
 def test_an_untested_triton_is_left_alone(anew: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
