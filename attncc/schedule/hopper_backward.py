@@ -37,7 +37,6 @@ from attncc.schedule.stream_backward import (
     product_gradient,
     scaled,
     score_gradient,
-    share_of,
 )
 from attncc.tile import nodes as t
 
@@ -330,7 +329,9 @@ class _Keys:
                 known = pair_scores(k, s, self._allowed(masked), self.started)
             ds = score_gradient(k, known, dp, self.p.exponential)
             dk = self._from_ds(n, ds, dk)
-            sums = self._added(sums, ds)
+            if sums:
+                dv = self._both(dv, (), len(dk))[0]
+                sums = self._added(sums, ds)
         later = self._dq(n) if self.exchanged and not plan.lag else ()
         dv, dk = self._both(dv, dk, len(later))
         k.b.add(self.ring.release(k.slot))
@@ -423,8 +424,9 @@ class _Keys:
     def _added(self, sums: State, ds: Var) -> State:
         k, out = self.k, []
         for c, total in zip(self.found, sums, strict=True):
-            split = replace(c, factor=separate(c.factor, self._first(self.c)).whole())
-            part = k.b.let("part", k.b.over("j"), t.Reduce("sum", share_of(k, split, ds).name, "i"))
+            _, rest = split_coefficient(c.factor)
+            rest = None if rest is None else separate(rest, self._first(self.c)).whole()
+            part = k.b.let("part", k.b.over("j"), t.Reduce("sum", scaled(k, ds, rest, "share").name, "i"))
             out.append(k.b.value(op("add", total, part), "sum"))
         return tuple(out)
 

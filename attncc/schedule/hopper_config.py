@@ -72,9 +72,12 @@ class HopperBackward:
     """Registers of a thread before partitions trade them."""
 
 
-def backward_plan(D: int, E: int, demand: Demand) -> HopperBackward:
-    """The default for these channels."""
+def backward_plan(D: int, E: int, demand: Demand, positions: bool = False) -> HopperBackward:
+    """The default for these channels; `positions` says that scores, or sums in registers, depend on them."""
     hold: Literal["weights", "product"] = "product" if demand.curved else "weights"
-    if max(D, E) <= 64:
-        return HopperBackward(rows=128, share="rows", started=True, hold=hold)
-    return HopperBackward(share="columns" if D > 64 else "keys", hold=hold)
+    calm = demand.curved or demand.reads_rows or positions
+    if max(D, E) > 64:
+        return HopperBackward(share="columns" if D > 64 else "keys", hold=hold, calm=calm)
+    if demand.curved or positions:
+        return HopperBackward(share="keys", hold=hold)
+    return HopperBackward(rows=128, share="rows", started=True, calm=calm)

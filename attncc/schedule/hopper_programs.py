@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attncc.expr.build import op
-from attncc.expr.nodes import Const
+from attncc.expr.nodes import Const, walk
 from attncc.schedule import steps as plain
 from attncc.schedule.captured import Capture, buffer, captures
 from attncc.schedule.hopper import backward_refusal
@@ -13,22 +13,21 @@ from attncc.schedule.hopper_config import HopperBackward, backward_plan
 from attncc.schedule.overrides import overridden
 from attncc.schedule.prune import prune
 from attncc.schedule.runs import Run
-from attncc.schedule.stream import B, H, N, Problem
+from attncc.schedule.stream import B, H, N, Problem, i, j
 from attncc.schedule.stream_backward import queries_kernel
 from attncc.tile import nodes as t
 
 
 def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward | None = None) -> t.Program | str:
     """The partitioned backward, or why there is none. Captures by row or by pair get a plain kernel beside it."""
-    demand = plain.demand(p)
-    default = backward_plan(p.variant.D, p.variant.E, demand)
+    demand, wanted, found = plain.demand(p), p.variant.gradients, captures(p)
+    inside = tuple(c for c in found if c.place in ("key", "tile") and not c.of_z)
+    positions = bool(inside) or bool({i, j} & set(walk(p.attend.score)))
+    default = backward_plan(p.variant.D, p.variant.E, demand, positions)
     how = chosen or overridden(default, p.variant.tiles, "partitioned.backward")
     refused = backward_refusal(p, demand)
     if refused:
         return refused
-    wanted = p.variant.gradients
-    found = captures(p)
-    inside = tuple(c for c in found if c.place in ("key", "tile") and not c.of_z)
     of_z = tuple(c for c in found if c.of_z)
     beside = tuple(c for c in found if c.place in ("row", "pair") and not c.of_z)
     tiles = plain.plain_plan(p)
