@@ -1,6 +1,7 @@
 """The seven specs on a GPU: 12 cells a spec in half, bfloat16 and single precision, and every odd stride.
 
-Every kernel is compiled first, by as many processes as there are cores, into the cache that the tests read.
+Every kernel is compiled first, by as many processes as there are cores, into the cache that the tests read. On Hopper
+all of it runs twice: as plain Triton, and with partitioned kernels wherever a half can have them (`-k auto`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from attncc.runtime.backends import HOPPER, target_of
 from attncc.runtime.family import Family, Place
 from attncc.runtime.variants import forward_variant
 from tests.acceptance import holds, recompiling, strided
@@ -24,34 +26,48 @@ from tests.support.inputs import make_inputs
 from tests.support.specs import SEVEN
 
 pytestmark = pytest.mark.gpu
-Task = tuple[str, Cell, str, int]
+Task = tuple[str, Cell, str, int, str]
+BACKENDS = ("triton", "auto")
 
 
 def compile_half(task: Task) -> None:
     """Compiles the forward or the backward of a cell for a compute capability; runs without a GPU."""
-    name, cell, which, capability = task
+    name, cell, which, capability, backend = task
     inputs = make_inputs(name, cell)
     family = holds.compiled(name, inputs)._family
     views = inputs.views()
     tensors = tuple(views[n] for n in family.face.inputs)
-    variant = forward_variant(family.face, tensors, "triton", interpreted=False)
+    variant = forward_variant(family.face, tensors, target_of("cuda", backend, capability), interpreted=False)
     variant = dataclasses.replace(variant, capability=capability)
     if which == "backward":
         variant = dataclasses.replace(variant, gradients=family.face.real, lse_gradient=inputs.has_lse)
     family.half(variant, "backward" if which == "backward" else "forward", Place("cuda", capability))
 
 
+@pytest.fixture(scope="module", params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Both tiers; `auto` is another one on Hopper only."""
+    name = str(request.param)
+    if name == "auto" and _capability() != HOPPER:
+        pytest.skip("partitioned kernels need sm_90")
+    return name
+
+
+def _capability() -> int:
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
+
+
 @pytest.fixture(scope="module")
-def warm(shared_folder: Path, request: pytest.FixtureRequest) -> Iterator[None]:
+def warm(shared_folder: Path, request: pytest.FixtureRequest, backend: str) -> Iterator[None]:
     """Every kernel of the cells in the cache, and no backward compiled that no test runs."""
     patch = pytest.MonkeyPatch()
     patch.setenv("ATTNCC_CACHE", str(shared_folder / "compiled"))
     patch.setenv("ATTNCC_WORKERS", "1")
     patch.setattr(Family, "prefetch", lambda *_: None)
-    major, minor = torch.cuda.get_device_capability()
     cells = device_cells(int(request.config.getoption("--seed")))
     halves = ("backward", "forward")
-    tasks = [(n, c, h, 10 * major + minor) for h in halves for c in cells for n in SEVEN]
+    tasks = [(n, c, h, _capability(), backend) for h in halves for c in cells for n in SEVEN]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
         for _ in pool.map(compile_half, tasks):
@@ -62,18 +78,18 @@ def warm(shared_folder: Path, request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.mark.cells("device")
-def test_results_and_gradients(warm: None, name: str, cell: Cell, seed: int) -> None:
-    holds.hold(name, cell, backend="triton", device="cuda", seed=seed)
+def test_results_and_gradients(warm: None, backend: str, name: str, cell: Cell, seed: int) -> None:
+    holds.hold(name, cell, backend=backend, device="cuda", seed=seed)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_views(case: Case, seed: int) -> None:
-    strided.hold(case, backend="triton", device="cuda", seed=seed)
+def test_views(backend: str, case: Case, seed: int) -> None:
+    strided.hold(case, backend=backend, device="cuda", seed=seed)
 
 
-def test_sizes_and_constants_compile_nothing() -> None:
-    recompiling.sizes_and_constants("triton", "cuda")
+def test_sizes_and_constants_compile_nothing(backend: str) -> None:
+    recompiling.sizes_and_constants(backend, "cuda")
 
 
-def test_unaligned_rows_are_a_variant() -> None:
-    recompiling.unaligned_rows("triton", "cuda")
+def test_unaligned_rows_are_a_variant(backend: str) -> None:
+    recompiling.unaligned_rows(backend, "cuda")
