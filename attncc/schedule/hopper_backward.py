@@ -15,7 +15,6 @@ outside of the tensor, so that all turns are alike.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from attncc.expr.build import TRUE, conj, op
 from attncc.expr.nodes import Const, Expr, Var, free_vars
@@ -23,13 +22,14 @@ from attncc.passes.differentiate import derivative
 from attncc.passes.simplify import scale
 from attncc.passes.stream import LOG2E
 from attncc.schedule.captured import Capture, split_coefficient
-from attncc.schedule.config import Channels, Tiles
+from attncc.schedule.config import Tiles
+from attncc.schedule.hopper_backward_stream import StagedStream, affine, packed, whole
 from attncc.schedule.hopper_backward_turns import Walk, walk_of
 from attncc.schedule.hopper_config import HopperBackward
 from attncc.schedule.partitions import Ring, ring
 from attncc.schedule.ranges import Cut, Rows, visits
-from attncc.schedule.separate import Parts, separate
-from attncc.schedule.stream import NEVER, ZERO, G, Guards, H, M, N, Problem, Stream, b, g, h
+from attncc.schedule.separate import separate
+from attncc.schedule.stream import ZERO, G, Guards, H, M, N, Problem, b, g, h
 from attncc.schedule.stream_backward import (
     Scores,
     key_grid,
@@ -55,62 +55,12 @@ def partitioned_keys(p: Problem, plan: HopperBackward, wanted: frozenset[str], f
     return _Keys(p, plan, wanted, found).kernel()
 
 
-def packed(p: Problem) -> tuple[str, ...]:
-    """The row statistics a turn is sent, in order."""
-    return (p.own("log_z"), p.own("delta")) if p.normalised else ()
-
-
-def affine(p: Problem) -> float | None:
-    """The score's constant derivative by the product, if it is one of exponential weights and in a safe range."""
-    factor, rest = split_coefficient(derivative(p.attend.score, p.attend.product))
-    slope = 1.0 if factor is None else factor.value if isinstance(factor, Const) else 0.0
-    return float(slope) if p.exponential and rest is None and 2.0**-20 < abs(slope) < 2.0**20 else None
-
-
-class _Stream(Stream):
-    """A stream whose row statistics lie in shared memory, and whose exponents take up the score's terms by row."""
-
-    statistics: str
-    slot: Expr
-    parts: Parts
-
-    def stat(self, tensor: str, hint: str) -> Var:
-        """One number per row, as the turn's tile brings it; log2 Z less what the score has by row."""
-        rows = self.b.extent("i")
-        part = ("i", packed(self.p).index(tensor) * rows, rows)
-        value = self.b.let(hint, self.b.over("i"), t.SharedLoad(t.Slot(self.statistics, self.slot, part)))
-        if tensor != self.p.own("log_z") or not self.p.exponential or self.parts.query is None:
-            return value
-        return self.b.value(op("sub", value, self.parts.query), hint)
-
-    def log_score(self, score: Expr, allowed: Expr | None) -> Var:
-        """The score in base two without its terms by row: those are in the statistics."""
-        if not self.p.exponential:
-            return super().log_score(score, allowed)
-        x = self.b.value(replace(self.parts, query=None).whole(), "x", "the score in base two")
-        return x if allowed is None else self.b.value(op("where", allowed, x, NEVER), "x")
-
-    def started(self, slope: float) -> Var:
-        """Where the product's sum starts, so that it ends as the exponent: statistics are in units of the product."""
-        query, self.parts = self.parts.query, replace(self.parts, query=None)
-        start = self.stat(self.p.own("log_z"), "start")
-        self.parts = replace(self.parts, query=query)
-        return (
-            start if query is None else self.b.value(op("add", start, op("mul", query, 1.0 / (slope * LOG2E))), "start")
-        )
-
-
-def whole(size: int) -> Channels:
-    """One piece, a power of two: bulk copies read 0 beyond the tensor and store nothing there."""
-    return Channels(((0, max(16, 1 << (size - 1).bit_length()), size),))
-
-
 class _Keys:
     """The kernel under construction."""
 
     def __init__(self, p: Problem, plan: HopperBackward, wanted: frozenset[str], found: tuple[Capture, ...]) -> None:
         self.p, self.plan, self.wanted, self.found = p, plan, wanted, found
-        self.k = _Stream(p, ("j", "i"))
+        self.k = StagedStream(p, ("j", "i"))
         self.k.split = {"d": whole(p.variant.D), "e": whole(p.variant.E)}
         self.k.b.reserve((p.own("statistics"), p.own("d_q_sum")))
         self.started = plan.started and affine(p) is not None

@@ -10,7 +10,7 @@ from attncc.passes.differentiate import derivative
 from attncc.passes.stream import LOG2E
 from attncc.schedule.captured import Capture, split_coefficient
 from attncc.schedule.config import Tiles
-from attncc.schedule.hopper_backward import affine, packed
+from attncc.schedule.hopper_backward_stream import affine, packed
 from attncc.schedule.hopper_config import HopperBackward
 from attncc.schedule.stream import B, H, M, Problem, Stream, b, h
 from attncc.schedule.stream_backward import gradients_of_z, row_statistics, scaled

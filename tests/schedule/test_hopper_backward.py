@@ -1,0 +1,195 @@
+"""The partitioned backward, executed by the interpreter of the Tile IR, against the reference and the plain programs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from attncc.driver import analyse
+from attncc.reference import evaluate
+from attncc.schedule.heads import without_groups
+from attncc.schedule.hopper_config import HopperBackward
+from attncc.schedule.hopper_programs import backward_program
+from attncc.schedule.programs import stream
+from attncc.schedule.runs import with_runs
+from attncc.schedule.stream import Problem
+from attncc.schedule.variant import Layout, Target, Variant
+from attncc.tile.interpret import run_program
+from attncc.tile.nodes import Dtype, Partitions, Program
+from attncc.tile.verify import verify, verify_pair
+from tests.schedule.test_stream import captured
+from tests.support.specs import SPECS
+
+KINDS: dict[str, Dtype] = {"real": "f32", "int": "i32", "bool": "bool"}
+PARTITIONED = sorted(set(SPECS) - {"t5"})
+SHAPES = [
+    (1, 2, 2, 270, 300, 64, 64),
+    (2, 4, 1, 130, 200, 96, 96),
+    (1, 2, 1, 200, 130, 128, 128),
+    (1, 1, 1, 40, 300, 64, 128),
+    (1, 1, 1, 100, 30, 128, 64),
+]
+"""B, H, G, M, N, D, E: no tile divides a length; more and fewer queries than keys; heads that share keys."""
+
+
+class Case:
+    """One spec at one shape: rounded inputs, and what the reference makes of them."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], gradients: tuple[str, ...] | None = None) -> None:
+        B, H, G, M, N, D, E = self.shape = shape
+        self.spec = SPECS[name]
+        torch.manual_seed(0)
+        sizes = {"q": (B, H, M, D), "k": (B, G, N, D), "v": (B, G, N, E)}
+        tensors = {n: _rounded(torch.randn(s, dtype=torch.float64)) for n, s in sizes.items()}
+        tensors |= captured(self.spec, {"b": B, "h": H, "g": G, "m": M, "n": N})
+        self.names = tuple(n for n, x in tensors.items() if x.is_floating_point() and n in (gradients or tensors))
+        for n in self.names:
+            tensors[n].requires_grad_()
+        self.constants = {c.name: 100 if c.name == "window" else c.value for c in self.spec.constants}
+        done = evaluate(self.spec, tensors, self.constants, return_lse=name != "sigmoid_attention")
+        d_out = _rounded(torch.randn_like(done.out))
+        grads = torch.autograd.grad((done.out * d_out).sum(), [tensors[n] for n in self.names])
+        self.wanted = {n: g.numpy() for n, g in zip(self.names, grads, strict=True)}
+        self.arrays = {n: x.detach().numpy() for n, x in tensors.items()}
+        self.arrays |= {"out": _rounded(done.out.detach()).numpy(), "d_out": d_out.numpy()}
+        if done.lse is not None:
+            self.arrays["lse"] = done.lse.detach().numpy()
+
+    def problem(self, target: Target = "gluon", **changes: Any) -> Problem:
+        _, H, G, _, _, D, E = self.shape
+        kinds = tuple((p.name, KINDS[p.sort]) for p in self.spec.params)
+        v = Variant(target, D, E, "bf16", kinds, gradients=self.names, grouped=H != G)
+        unit = analyse(self.spec, D, E)
+        assert unit.attend is not None and unit.by_row is not None and unit.by_key is not None
+        return Problem(unit.spec, unit.attend, unit.by_row, unit.by_key, replace(v, **changes))
+
+    def backward(self, plan: HopperBackward | None = None, target: Target = "gluon") -> Program:
+        p = self.problem(target)
+        if plan is None:
+            pair = stream(p)
+            assert pair.backward is not None
+            verify_pair(pair.forward, pair.backward)
+            return pair.backward
+        program = backward_program(*with_runs(p), plan)
+        assert isinstance(program, Program)
+        return program if p.variant.grouped else without_groups(program)
+
+    def run(self, program: Program, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
+        verify(program)
+        inputs = {x.name: self.arrays[x.name] for x in program.inputs}
+        return run_program(program, inputs, self.constants, seed=seed).outputs
+
+    def check(self, program: Program, seed: int = 0) -> None:
+        """Gradients of q, k, v agree with the reference within the rounding of the inputs' dtype."""
+        found = self.run(program, seed)
+        for n in set(self.names) & {"q", "k", "v"}:
+            assert _distance(found[f"d_{n}"], self.wanted[n]) < 6e-3, n
+
+
+def _rounded(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.bfloat16).double()
+
+
+def _distance(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def is_partitioned(program: Program) -> bool:
+    return any(isinstance(s, Partitions) for k in program.kernels for s in k.body)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", PARTITIONED)
+def test_gradients_match_the_reference(name: str, shape: tuple[int, ...]) -> None:
+    case = Case(name, shape)
+    program = case.backward()
+    assert is_partitioned(program) and not program.note
+    case.check(program)
+
+
+@pytest.mark.parametrize("name", ["alibi", "gpt_oss", "sigmoid_attention", "t5"])
+@pytest.mark.parametrize("shape", [(2, 2, 2, 128, 128, 64, 64), (1, 4, 2, 128, 192, 128, 128)], ids=str)
+def test_captured_gradients_match_the_plain_program(name: str, shape: tuple[int, ...]) -> None:
+    case = Case(name, shape)
+    here, plain = (case.run(case.backward(target=x)) for x in ("gluon", "triton"))
+    for p in case.spec.params:
+        if p.sort == "real":
+            assert _distance(here[f"d_{p.name}"], plain[f"d_{p.name}"]) < 2e-3
+
+
+PLANS = {
+    "at once": HopperBackward(lag=False),
+    "calm": HopperBackward(calm=True),
+    "product": HopperBackward(hold="product"),
+    "calm product": HopperBackward(hold="product", calm=True),
+    "own keys": HopperBackward(share="keys"),
+    "own keys at once": HopperBackward(share="keys", lag=False),
+    "three slots": HopperBackward(share="keys", depth=3),
+}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("name", ["sliding_window", "gemma2"])
+def test_every_plan_computes_the_same(name: str, plan: str) -> None:
+    side = 64 if PLANS[plan].share == "keys" else 128
+    case = Case(name, (1, 2, 1, 150, 200, side, side))
+    case.check(case.backward(PLANS[plan]))
+
+
+@pytest.mark.parametrize("name", ["causal", "alibi"])
+def test_wide_tiles_start_at_the_statistics(name: str) -> None:
+    case = Case(name, (1, 2, 2, 200, 300, 64, 64))
+    case.check(case.backward(HopperBackward(rows=128, share="rows", started=True)))
+    case.check(case.backward(HopperBackward(rows=128, share="rows", started=False)))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_interleaving_races(seed: int) -> None:
+    case = Case("causal", (1, 2, 1, 130, 140, 64, 64))
+    case.check(case.backward(), seed)
+
+
+@pytest.mark.parametrize("gradients", [("q",), ("k",), ("v",), ("q", "v"), ("k", "v"), ("slope",)], ids=str)
+def test_gradients_nobody_wants_are_not_computed(gradients: tuple[str, ...]) -> None:
+    case = Case("alibi", (1, 2, 2, 70, 140, 64, 64), gradients)
+    program = case.backward()
+    assert is_partitioned(program)
+    assert program.outputs == tuple(f"d_{n}" for n in gradients)
+    case.check(program)
+
+
+def test_keys_that_nobody_sees_get_nothing() -> None:
+    case = Case("causal", (1, 1, 1, 20, 300, 64, 64))
+    case.names = ("q", "k", "v")
+    program = case.backward()
+    case.check(program)
+    windowed = Case("sliding_window", (1, 1, 1, 20, 300, 64, 64))
+    windowed.constants["window"] = 8
+    found = windowed.run(windowed.backward())
+    assert not found["d_k"][0, 0, :260].any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"dtype": "f32"}, "f32"),
+        ({"capability": 80}, "sm_80"),
+        ({"D": 160, "E": 160}, "beyond 128"),
+        ({"layouts": (("d_out", Layout(aligned=False)),)}, "d_out"),
+        ({"layouts": (("d_k", Layout(aligned=False)),)}, "d_k"),
+    ],
+)
+def test_what_cannot_be_partitioned_says_why(changes: dict[str, Any], why: str) -> None:
+    p = Case("causal", (1, 1, 1, 64, 64, 64, 64)).problem(**changes)
+    backward = stream(p).backward
+    assert backward is not None and not is_partitioned(backward)
+    assert why in backward.note
+
+
+def test_reads_by_pair_are_left_to_plain_kernels() -> None:
+    backward = Case("t5", (1, 1, 1, 64, 64, 64, 64)).backward()
+    assert not is_partitioned(backward) and "pair" in backward.note
