@@ -1,4 +1,4 @@
-"""The partitioned backward, executed by the interpreter of the Tile IR, against the reference and the plain programs."""
+"""The partitioned backward, run by the interpreter of the Tile IR, against the reference and the plain programs."""
 
 from __future__ import annotations
 

@@ -1,0 +1,53 @@
+"""What the assembler makes of the partitioned backward: products that overlap, and registers that suffice."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from attncc.driver import analyse
+from attncc.schedule.programs import stream
+from attncc.schedule.stream import Problem
+from attncc.schedule.variant import Variant
+from attncc.tile.nodes import Dtype
+from tests.support.specs import SPECS
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the compiler is replaced by the interpreter", allow_module_level=True)
+
+from tests.codegen.gluon_cubin import Cubin, compile_kernel
+
+CASES = {
+    "causal 128": ("causal", 128, False),
+    "causal 64": ("causal", 64, False),
+    "full 128": ("full", 128, False),
+    "full 64": ("full", 64, False),
+}
+
+
+def compiled(name: str, side: int, grouped: bool, folder: Path) -> Cubin:
+    unit = analyse(SPECS[name], side, side)
+    assert unit.attend is not None and unit.by_row is not None and unit.by_key is not None
+    gradients = ("q", "k", "v", *(p.name for p in unit.spec.params if p.sort == "real"))
+    kinds: tuple[tuple[str, Dtype], ...] = tuple((p.name, "f32") for p in unit.spec.params)
+    variant = Variant("gluon", side, side, "bf16", kinds, gradients=gradients, grouped=grouped)
+    program = stream(Problem(unit.spec, unit.attend, unit.by_row, unit.by_key, variant)).backward
+    assert program is not None
+    return compile_kernel(program, next(k for k in program.kernels if k.name == "keys_kernel"), folder)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_products_overlap_and_nothing_spills(case: str, tmp_path: Path) -> None:
+    cubin = compiled(*CASES[case], tmp_path)
+    assert not cubin.serialised
+    assert cubin.spilled_bytes <= 32
+    assert cubin.reallocates
+
+
+@pytest.mark.parametrize(("name", "side", "grouped"), [("gemma2", 128, False), ("alibi", 64, True)])
+def test_products_overlap_under_any_score(name: str, side: int, grouped: bool, tmp_path: Path) -> None:
+    cubin = compiled(name, side, grouped, tmp_path)
+    assert not cubin.serialised and cubin.reallocates
