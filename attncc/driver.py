@@ -67,6 +67,8 @@ def _chunked(spec: Spec, variant: Variant) -> Pair:
     verify_spec(spec)
     pair = chunk_programs(spec, variant)
     verify(pair.forward)
+    if pair.backward is not None:
+        verify(pair.backward, permuted=variant.target == "torch")
     return pair
 
 

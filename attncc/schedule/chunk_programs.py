@@ -6,7 +6,9 @@ from attncc.expr.build import ivar
 from attncc.expr.nodes import Const, Expr
 from attncc.ir.nodes import Param, Spec
 from attncc.passes.mistakes import NotCompiled
-from attncc.schedule.chunk import Problem, forward_kernel, problem
+from attncc.schedule.chunk import Forward, Problem, forward_kernel, problem
+from attncc.schedule.chunk_backward import chunks_kernel, collected, start_of, starts, states_kernel
+from attncc.schedule.chunk_values import ROLES
 from attncc.schedule.heads import without_groups
 from attncc.schedule.programs import Pair
 from attncc.schedule.variant import Variant
@@ -24,15 +26,46 @@ _SHAPES: dict[str, tuple[tuple[str, ...], str]] = {
 def programs(spec: Spec, variant: Variant) -> Pair:
     """The programs of one variant of a state program; NotCompiled where it has none."""
     p = problem(spec, variant)
-    if variant.gradients:
+    if variant.gradients and variant.target != "torch":
         assert spec.recurrence is not None
-        hint = "call it under `torch.no_grad()`; `attncc.reference` has gradients"
+        hint = 'call it under `torch.no_grad()`, or with `backend="torch"`'
         span = spec.recurrence.states[0].span
-        raise NotCompiled("the backward of state programs is not compiled yet", span, hint=hint)
+        raise NotCompiled("the backward of state programs on a GPU is not compiled yet", span, hint=hint)
     kernel = forward_kernel(p)
     steps = (t.Alloc(tensor(p, "out"), like="q"), t.Launch(kernel.name))
     forward = t.Program("forward", inputs(p), scalars(p), (kernel,), steps, ("out",))
-    return Pair(forward if variant.grouped else without_groups(forward), None)
+    backward = _backward(p) if variant.gradients else None
+    if variant.grouped:
+        return Pair(forward, backward)
+    return Pair(without_groups(forward), None if backward is None else without_groups(backward))
+
+
+def _backward(p: Problem) -> t.Program:
+    first, second = Forward(p, _reserved(p)), Forward(p, _reserved(p))
+    states = states_kernel(p, first)
+    chunks, shares = chunks_kernel(p, second)
+    given = (*inputs(p), tensor(p, "out"), tensor(p, "d_out"))
+    steps: list[t.Step] = [t.Alloc(x) for x in starts(p, first)]
+    steps.append(t.Launch(states.name))
+    steps += [t.Alloc(s.buffer, None if s.rows != "r" else 0.0) for s in shares]
+    steps.append(t.Launch(chunks.name))
+    for name in p.variant.gradients:
+        steps += collected(p, name, shares, gradient(p, name), first.k.real)
+    outputs = tuple(f"d_{n}" for n in p.variant.gradients)
+    return t.Program("backward", given, scalars(p), (states, chunks), tuple(steps), outputs)
+
+
+def _reserved(p: Problem) -> tuple[str, ...]:
+    names = (*ROLES, "out", *(x.name for x in p.spec.params))
+    return (*(start_of(s.name) for s in p.form.states), *(f"d_{n}" for n in names))
+
+
+def gradient(p: Problem, name: str) -> t.Tensor:
+    """The gradient of an input, contiguous."""
+    params = {x.name: x for x in p.spec.params}
+    like = tensor(p, name) if name in ROLES else captured(p, params[name])
+    axes = tuple(f"{a}{n}" for n, a in enumerate(like.axes))
+    return t.Tensor(f"d_{name}", axes, like.extents, like.dtype)
 
 
 def scalars(p: Problem) -> tuple[t.Scalar, ...]:
@@ -47,7 +80,7 @@ def inputs(p: Problem) -> tuple[t.Tensor, ...]:
 
 def tensor(p: Problem, name: str) -> t.Tensor:
     """q, k, v or out."""
-    axes, middle = _SHAPES[name]
+    axes, middle = _SHAPES[name.removeprefix("d_")]
     size: Expr = Const(p.variant.D if axes[-1] == "d" else p.variant.E, "int")
     layout = p.variant.layout(name)
     extents = (B, *(ivar(x) for x in middle), size)

@@ -34,6 +34,8 @@ class Chunk:
         self.tensors: dict[str, None] = {}
         self.live: Expr = TRUE
         self.at: dict[str, Var] = {}
+        self.sources: dict[str, tuple[Load, str]] = {}
+        """What each loaded value reads, and the axis its tokens are on."""
         self.inside: dict[str, Expr] = {}
         for name in "BHGMN":
             self.b.scalar(name, "int")
@@ -197,6 +199,7 @@ class Chunk:
         dtype = self.variant.dtype if e.tensor in ROLES else dtypes.get(e.tensor, "i32")
         self.tensors[e.tensor] = None
         value = self.b.load(e.tensor, dtype, t.Load(e.tensor, tuple(index), guard), e.sort)
+        self.sources[value.name] = e, "j" if self.b.bindings.get(i) is self.at.get("j") else "i"
         return self.cast(value, self.real) if e.sort == "real" else value
 
     def store(self, tensor: str, index: tuple[Expr, ...], value: Var, guard: Expr, dtype: t.Dtype) -> None:

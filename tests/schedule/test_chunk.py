@@ -17,6 +17,7 @@ from attncc.reference import evaluate
 from attncc.runtime.inputs import made_up
 from attncc.runtime.warmup import full_sizes
 from attncc.schedule.variant import Variant
+from tests.support.compare import error
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "recurrent"
 COMPILED = (
@@ -36,23 +37,32 @@ def tensors(spec: str | Path, dtype: torch.dtype = torch.float64, **sizes: int) 
     attention = attncc.compile(spec, backend="torch")
     full = full_sizes({"B": 2, "H": 4, "G": 2, "M": 45, "N": 45, "D": 6, "E": 5} | sizes)
     made = made_up(attention._family.spec, attention.constants, full, dtype=dtype, device=CPU)
-    return attention, {n: x.detach() for n, x in made.items()}
+    return attention, {n: x.detach().to(dtype) if x.is_floating_point() else x for n, x in made.items()}
 
 
-def distance(spec: str | Path, dtype: torch.dtype = torch.float64, **sizes: int) -> float:
-    """How far the torch backend is from the token loop."""
-    attention, given = tensors(spec, dtype, **sizes)
-    out = attention(**given)
-    assert out.dtype == dtype
-    truth = evaluate(attention._family.spec, given).out
-    assert out.shape == truth.shape
-    return float((out.double() - truth).norm() / truth.norm().clamp(min=1e-30)) if truth.numel() else 0.0
+def distance(spec: str | Path, sizes: dict[str, int] | None = None, dtype: torch.dtype = torch.float64) -> float:
+    """How far the torch backend is from the token loop: the worst of out and every gradient."""
+    attention, given = tensors(spec, dtype, **(sizes or {}))
+    results = []
+    for call in (attention, lambda **x: evaluate(attention._family.spec, x).out):
+        wide = call is not attention
+        leaves = {n: (x.double() if wide and x.is_floating_point() else x).clone() for n, x in given.items()}
+        real = {n: x.requires_grad_() for n, x in leaves.items() if x.is_floating_point()}
+        out = call(**leaves)
+        weight = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).reshape(out.shape).to(out.dtype)
+        total = (out * weight).sum() + 0 * leaves["q"].sum()  # out may have no rows
+        grads = torch.autograd.grad(total, list(real.values()), allow_unused=True)
+        zeros = (torch.zeros_like(x) if g is None else g for g, x in zip(grads, real.values(), strict=True))
+        results.append({"out": out.detach(), **{f"d_{n}": g for n, g in zip(real, zeros, strict=True)}})
+    got, wanted = results
+    assert got["out"].dtype == dtype
+    return max(error(got[n].double(), wanted[n], wanted[n] if n == "out" else wanted["d_v"]) for n in wanted)
 
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_examples(name: str) -> None:
     assert distance(EXAMPLES / f"{name}.attn") < 1e-12
-    assert distance(EXAMPLES / f"{name}.attn", torch.float32, M=40, N=70, D=16, E=24) < 1e-5
+    assert distance(EXAMPLES / f"{name}.attn", {"M": 40, "N": 70, "D": 16, "E": 24}, torch.float32) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -60,7 +70,7 @@ def test_examples(name: str) -> None:
 )
 @pytest.mark.parametrize("name", ["gla", "simple_gla", "linear_transformer"])
 def test_lengths(name: str, sizes: dict[str, int]) -> None:
-    assert distance(EXAMPLES / f"{name}.attn", **sizes) < 1e-12
+    assert distance(EXAMPLES / f"{name}.attn", sizes) < 1e-12
 
 
 @pytest.mark.parametrize("value", [0.0, -1e4, -torch.inf])
@@ -69,8 +79,12 @@ def test_extreme_gates(name: str, value: float) -> None:
     attention, given = tensors(EXAMPLES / f"{name}.attn")
     given["decay"][:, :, ::7] = value
     given["decay"][:, 1] = value
-    truth = evaluate(attention._family.spec, given).out
-    torch.testing.assert_close(attention(**given), truth, atol=1e-12, rtol=1e-12)
+    leaves = {n: x.clone().requires_grad_() for n, x in given.items()}
+    truth = evaluate(attention._family.spec, leaves).out
+    out = attention(**leaves)
+    torch.testing.assert_close(out, truth, atol=1e-12, rtol=1e-12)
+    for mine, true in zip(*(torch.autograd.grad(x.sum(), list(leaves.values())) for x in (out, truth)), strict=True):
+        torch.testing.assert_close(mine, true, atol=1e-11, rtol=1e-11)
 
 
 def chunked(*lines: str, header: str = "") -> str:
@@ -105,7 +119,7 @@ WRITTEN = {
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_programs(name: str) -> None:
-    assert distance(WRITTEN[name], D=6, E=6) < 1e-12
+    assert distance(WRITTEN[name], {"D": 6, "E": 6}) < 1e-12
 
 
 REFUSED = {

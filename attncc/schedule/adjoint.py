@@ -1,0 +1,125 @@
+"""Reverse accumulation over the statements of a kernel: the adjoint of every value that a result depends on.
+
+rewrite: y = f(x), adjoint of y known  -->  adjoint of x += (d f / d x) * adjoint of y, summed over the axes x lacks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from attncc.errors import InternalError
+from attncc.expr.build import op
+from attncc.expr.nodes import Const, Expr, Var, free_vars
+from attncc.passes.differentiate import gradients
+from attncc.schedule.chunk_values import Chunk
+from attncc.tile import nodes as t
+
+ZERO = Const(0.0, "real")
+
+
+class Adjoints:
+    """The adjoints in one scope; `moving` are the values whose adjoints are wanted, or pass on to such."""
+
+    def __init__(self, k: Chunk, statements: Iterable[t.Stmt], wanted: frozenset[str]) -> None:
+        self.k = k
+        self.lets = [s for s in statements if isinstance(s, t.Let)]
+        self.moving = set(wanted)
+        self.of: dict[str, Var] = {}
+        for s in self.lets:
+            if s.type.dtype in ("f64", "f32", "f16", "bf16") and any(x in self.moving for x in _operands(s.op)):
+                self.moving.add(s.name)
+
+    def add(self, name: str, e: Expr) -> None:
+        """Adds `e`, over at most the value's own axes, to its adjoint."""
+        names = self.k.b.type_of(name).names()
+        one = self.k.value(e, "a")
+        part = self.k.over(one, *names)
+        known = self.of.get(name)
+        self.of[name] = part if known is None else self.k.value(op("add", known, part), "a")
+
+    def run(self) -> None:
+        """Passes every adjoint on, the last statement's first."""
+        for s in reversed(self.lets):
+            if s.name in self.of:
+                self._pass_on(s, self.of[s.name])
+
+    def _pass_on(self, s: t.Let, a: Var) -> None:
+        match s.op:
+            case t.Map(body):
+                self._map(s, body, a)
+            case t.Cast(value) | t.DotWait(value):
+                self._to(value, a)
+            case t.Rename(value):
+                self._renamed(s, value, a)
+            case t.Reduce("sum", value, _):
+                self._to(value, a)
+            case t.Reduce("max", value, _):
+                at_top = op("eq", Var(value, "real"), Var(s.name, "real"))
+                self._to(value, op("where", at_top, a, ZERO))
+            case t.Scan("sum", value, axis, reverse, exclusive):
+                if value in self.moving:
+                    scan = t.Scan("sum", a.name, axis, not reverse, exclusive)
+                    self.add(value, self.k.b.let("a", self.k.b.type_of(a.name), scan))
+            case t.Dot():
+                self._dot(s, s.op, a)
+            case t.Load() | t.Full() | t.Iota():
+                pass
+            case _:
+                raise InternalError(f"no adjoint of {type(s.op).__name__}")
+
+    def _to(self, name: str, e: Expr) -> None:
+        if name in self.moving:
+            self.add(name, e)
+
+    def _map(self, s: t.Let, body: Expr, a: Var) -> None:
+        names = [n for n in sorted(free_vars(body)) if n in self.moving]
+        if not names:
+            return
+        wrts = [Var(n, "real") for n in names]
+        for name, part in zip(names, gradients(body, wrts, a), strict=True):
+            if part is not ZERO:
+                self.add(name, self._summed(part, s.type, self.k.b.type_of(name)))
+
+    def _summed(self, e: Expr, whole: t.Type, kept: t.Type) -> Expr:
+        """`e` over `whole`, summed over the axes that are not kept."""
+        lost = [x for x in whole.names() if x not in kept.names()]
+        if not lost:
+            return e
+        v = self.k.over(self.k.value(e, "a"), *whole.names())
+        for axis in lost:
+            v = self.k.sum("a", v, axis)
+        return v
+
+    def _renamed(self, s: t.Let, value: str, a: Var) -> None:
+        if value in self.moving:
+            old, new = self.k.b.type_of(value), dict(zip(s.type.names(), self.k.b.type_of(value).names(), strict=True))
+            extents = {x.name: x.extent for x in old.axes}
+            mine = tuple(t.Axis(new[x.name], extents[new[x.name]]) for x in self.k.b.type_of(a.name).axes)
+            self.add(value, self.k.b.let("a", t.Type(mine, self.k.real), t.Rename(a.name)))
+
+    def _dot(self, s: t.Let, d: t.Dot, a: Var) -> None:
+        assert isinstance(d.a, str) and isinstance(d.b, str)
+        if d.start is not None:
+            self._to(d.start, a)
+        for name, other in ((d.a, d.b), (d.b, d.a)):
+            if name in self.moving:
+                (axis,) = set(self.k.b.type_of(other).names()) - {d.axis}
+                wide = self._wide(other)
+                first, second = self.k.b.type_of(name).names()
+                left, right = (a, wide) if first in self.k.b.type_of(a.name).names() else (wide, a)
+                self.add(name, self.k.dot("a", left, right, axis, (first, second)))
+
+    def _wide(self, name: str) -> Var:
+        return Var(name, "real")
+
+
+def _operands(x: t.Op) -> frozenset[str]:
+    match x:
+        case t.Map(body):
+            return free_vars(body)
+        case t.Dot(a, b, _, start):
+            return frozenset(n for n in (a, b, start) if isinstance(n, str))
+        case t.Reduce(_, value) | t.Scan(_, value) | t.Cast(value) | t.Rename(value) | t.DotWait(value):
+            return frozenset({value})
+        case _:
+            return frozenset()
