@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from attncc.expr.nodes import free_vars
-from attncc.schedule.config import Demand
 from attncc.schedule.hopper_config import HopperForward
 from attncc.schedule.stream import Problem
 
@@ -35,7 +34,7 @@ def forward_refusal(p: Problem, plan: HopperForward) -> str:
     return ""
 
 
-def backward_refusal(p: Problem, demand: Demand) -> str:
+def backward_refusal(p: Problem) -> str:
     """Why the backward can't be partitioned; empty where it can."""
     v = p.variant
     results = tuple(f"d_{n}" for n in v.gradients if n in ("k", "v"))
@@ -44,8 +43,6 @@ def backward_refusal(p: Problem, demand: Demand) -> str:
         return reason
     if max(v.D, v.E) > 128:
         return "channels beyond 128 do not fit the accumulators"
-    if demand.reads_pairs:
-        return "a read for every pair takes more registers than a consumer has"
     ends = [e for a in p.by_key.alternatives for e in (a.lower, a.upper, a.full_lower, a.full_upper, a.rows)]
     if v.grouped and any("h" in free_vars(e) for e in ends):
         return "heads that share keys differ in what they see"

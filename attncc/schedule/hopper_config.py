@@ -29,6 +29,8 @@ class HopperForward:
     """Weights are summed under the next scores: shorter turns, more registers."""
     rounded: bool = False
     """Weights wait for their product in the inputs' dtype: fewer registers, longer turns."""
+    resident: bool = True
+    """A program stays on its multiprocessor and works at one place of the grid after another."""
     turns: bool = False
     """Consumers take turns to issue their products, so that one's exponentials run under the other's products."""
 
@@ -72,12 +74,17 @@ class HopperBackward:
     """Registers of a thread before partitions trade them."""
 
 
-def backward_plan(D: int, E: int, demand: Demand, positions: bool = False) -> HopperBackward:
-    """The default for these channels; `positions` says that scores, or sums in registers, depend on them."""
-    hold: Literal["weights", "product"] = "product" if demand.curved else "weights"
-    calm = demand.curved or demand.reads_rows or positions
+def backward_plan(D: int, E: int, demand: Demand, crowded: bool = False, plain: bool = True) -> HopperBackward:
+    """The default for these channels.
+
+    `crowded` says that scores or masks need more than the product and a comparison, or that sums are kept beside dK
+    and dV; `plain` that weights are exponentials.
+    """
+    hold: Literal["weights", "product"] = "weights" if plain and not demand.curved else "product"
+    crowded = crowded or hold == "product" or demand.reads_pairs
+    calm = crowded or demand.reads_rows
     if max(D, E) > 64:
         return HopperBackward(share="columns" if D > 64 else "keys", hold=hold, calm=calm)
-    if demand.curved or positions:
+    if crowded:
         return HopperBackward(share="keys", hold=hold)
     return HopperBackward(rows=128, share="rows", started=True, calm=calm)

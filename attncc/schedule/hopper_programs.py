@@ -22,10 +22,11 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
     """The partitioned backward, or why there is none. Captures by row or by pair get a plain kernel beside it."""
     demand, wanted, found = plain.demand(p), p.variant.gradients, captures(p)
     inside = tuple(c for c in found if c.place in ("key", "tile") and not c.of_z)
-    positions = bool(inside) or bool({i, j} & set(walk(p.attend.score)))
-    default = backward_plan(p.variant.D, p.variant.E, demand, positions)
+    positions = bool({i, j} & set(walk(p.attend.score)))
+    crowded = positions or bool(inside) or len(p.by_key.alternatives) > 1
+    default = backward_plan(p.variant.D, p.variant.E, demand, crowded, p.exponential)
     how = chosen or overridden(default, p.variant.tiles, "partitioned.backward")
-    refused = backward_refusal(p, demand)
+    refused = backward_refusal(p)
     if refused:
         return refused
     of_z = tuple(c for c in found if c.of_z)
