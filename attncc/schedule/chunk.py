@@ -86,9 +86,9 @@ class Gates:
 class Forward:
     """The statements of a chunk, shared by the kernels that need them."""
 
-    def __init__(self, p: Problem, reserved: tuple[str, ...] = ()) -> None:
+    def __init__(self, p: Problem, reserved: tuple[str, ...] = (), columns: int = 0) -> None:
         self.p = p
-        self.k = Chunk(p.spec, p.variant, p.extents, reserved)
+        self.k = Chunk(p.spec, p.variant, p.extents, reserved, columns)
         wide = {s.name for s in p.form.states if s.key is not None and s.key in free(s.log_gate)}
         self.count = 16 if wide else 32 if p.variant.dtype in ("f32", "f64") else 64
         self.known: dict[tuple[object, ...], Var] = {}
@@ -248,9 +248,23 @@ class Forward:
         return total
 
 
+def columns_of(p: Problem) -> int:
+    """How many channels e a program owns; 0 for all of them, where they meet or are few."""
+    bodies = [p.form.out, *(r.x for r in p.form.reads)]
+    bodies += [x for s in p.form.states for w in s.writes for x in (w.key, w.value)]
+    sums = [n for body in bodies for n in walk(body) if isinstance(n, Contract | Reduce)]
+    bound = {n.axis.name for n in sums if isinstance(n, Contract)}
+    bound |= {x.index.name for n in sums if isinstance(n, Reduce) for x in n.binders}
+    keys = {s.key.name for s in p.form.states if s.key is not None}
+    if p.variant.target == "torch" or p.variant.E <= 64 or "e" in bound | keys:
+        return 0
+    return 64
+
+
 def forward_kernel(p: Problem) -> t.Kernel:
     """out, chunk by chunk."""
-    f = Forward(p)
+    columns = columns_of(p)
+    f = Forward(p, columns=columns)
     k, b = f.k, f.k.b
     states = f.initial()
     with b.inner() as scope:
@@ -268,9 +282,12 @@ def forward_kernel(p: Problem) -> t.Kernel:
     chunks = t.Count(Const(0, "int"), op("floordiv", op("add", N, f.count - 1), f.count))
     note = "one chunk after another"
     b.add(t.For(index.name, chunks, tuple(carried), tuple(scope.statements), order="asc", stages=1, note=note))
-    grid = (t.GridAxis("h", H, "batch"), t.GridAxis("b", B, "batch"))
+    grid: tuple[t.GridAxis, ...] = (t.GridAxis("h", H, "batch"), t.GridAxis("b", B, "batch"))
     scalars = ("B", "H", "G", "M", "N", *(c.name for c in p.spec.constants))
-    warps = 8 if p.variant.D * p.variant.E >= 8192 else 4
+    if columns:
+        grid = (t.GridAxis("e0", ivar("E"), "tile", columns, "e"), *grid)
+        scalars = (*scalars, "E")
+    warps = 8 if p.variant.D * (columns or p.variant.E) >= 8192 else 4
     body = tuple(b.scope.statements)
     return prune(t.Kernel("forward_kernel", grid, tuple(k.tensors), scalars, body, t.Config(warps, 1)))
 

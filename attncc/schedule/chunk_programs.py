@@ -33,7 +33,8 @@ def programs(spec: Spec, variant: Variant) -> Pair:
         raise NotCompiled("the backward of state programs on a GPU is not compiled yet", span, hint=hint)
     kernel = forward_kernel(p)
     steps = (t.Alloc(tensor(p, "out"), like="q"), t.Launch(kernel.name))
-    forward = t.Program("forward", inputs(p), scalars(p), (kernel,), steps, ("out",))
+    columns = (t.Scalar("E", "int", Const(variant.E, "int")),) if "E" in kernel.scalars else ()
+    forward = t.Program("forward", inputs(p), (*scalars(p), *columns), (kernel,), steps, ("out",))
     backward = _backward(p) if variant.gradients else None
     if variant.grouped:
         return Pair(forward, backward)

@@ -25,8 +25,11 @@ ROLES = ("q", "k", "v")
 class Chunk:
     """A kernel over chunks under construction."""
 
-    def __init__(self, spec: Spec, variant: Variant, extents: dict[str, int], reserved: tuple[str, ...]) -> None:
-        self.spec, self.variant = spec, variant
+    def __init__(
+        self, spec: Spec, variant: Variant, extents: dict[str, int], reserved: tuple[str, ...], columns: int = 0
+    ) -> None:
+        """With `columns` a program owns so many of the channels e, from `e0` on."""
+        self.spec, self.variant, self.columns = spec, variant, columns
         self.params: dict[str, Param] = {p.name: p for p in spec.params}
         self.real: t.Dtype = "f64" if variant.dtype == "f64" else "f32"
         self.b = Builder(self.real, ("i", "j", *extents), self._atom)
@@ -41,7 +44,7 @@ class Chunk:
             self.b.scalar(name, "int")
         for c in spec.constants:
             self.b.scalar(c.name, c.sort)
-        for name in ("h", "b"):
+        for name in ("h", "b", *(("e0", "E") if columns else ())):
             self.b.scalar(name, "int")
         head = op("floordiv", h, op("floordiv", H, G)) if variant.grouped else h
         self.b.bindings[g] = self.b.value(head, "g", "the kv head of this head")
@@ -54,10 +57,14 @@ class Chunk:
     def channel(self, name: str, size: int) -> None:
         """Declares a channel axis of `size`, padded where the printer wants powers of two."""
         extent = size if self.variant.target == "torch" else max(16, 1 << (size - 1).bit_length())
+        base: Expr = Const(0, "int")
+        if name == "e" and self.columns:
+            extent, base = self.columns, Var("e0", "int")
         axis = self.b.axis(name, extent)
-        c = self.b.let(name, t.Type((axis,), "i32"), t.Iota(Const(0, "int")), "channels")
+        c = self.b.let(name, t.Type((axis,), "i32"), t.Iota(base), "channels")
         self.b.bindings[Var(name, "int")] = c
-        self.inside[name] = op("lt", c, size) if extent != size else TRUE
+        end: Expr = Var("E", "int") if name == "e" and self.columns else Const(size, "int")
+        self.inside[name] = op("lt", c, end) if size != extent else TRUE  # also where a program owns a part
 
     def tokens(self, first: Expr, count: int) -> None:
         """The tokens of a chunk, in the current scope."""
