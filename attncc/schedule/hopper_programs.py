@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attncc.expr.build import op
-from attncc.expr.nodes import Const, walk
+from attncc.expr.nodes import Const, substitute, walk
 from attncc.schedule import steps as plain
 from attncc.schedule.captured import Capture, buffer, captures
 from attncc.schedule.hopper import backward_refusal
@@ -13,7 +13,7 @@ from attncc.schedule.hopper_config import HopperBackward, backward_plan
 from attncc.schedule.overrides import overridden
 from attncc.schedule.prune import prune
 from attncc.schedule.runs import Run
-from attncc.schedule.stream import B, H, N, Problem, i, j
+from attncc.schedule.stream import ZERO, B, H, N, Problem, i, j
 from attncc.schedule.stream_backward import queries_kernel
 from attncc.tile import nodes as t
 
@@ -22,7 +22,7 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
     """The partitioned backward, or why there is none. Captures by row or by pair get a plain kernel beside it."""
     demand, wanted, found = plain.demand(p), p.variant.gradients, captures(p)
     inside = tuple(c for c in found if c.place in ("key", "tile") and not c.of_z)
-    positions = bool({i, j} & set(walk(p.attend.score)))
+    positions = bool({i, j} & set(walk(substitute(p.attend.score, {p.attend.product: ZERO}))))
     crowded = positions or bool(inside) or len(p.by_key.alternatives) > 1
     default = backward_plan(p.variant.D, p.variant.E, demand, crowded, p.exponential)
     how = chosen or overridden(default, p.variant.tiles, "partitioned.backward")

@@ -19,7 +19,7 @@ from attncc.schedule.runs import with_runs
 from attncc.schedule.stream import Problem
 from attncc.schedule.variant import Layout, Target, Variant
 from attncc.tile.interpret import run_program
-from attncc.tile.nodes import Dtype, Partitions, Program
+from attncc.tile.nodes import AllocShared, Dtype, Partitions, Program
 from attncc.tile.verify import verify, verify_pair
 from tests.schedule.test_stream import captured
 from tests.support.specs import SPECS
@@ -144,6 +144,20 @@ def test_wide_tiles_start_at_the_statistics(name: str) -> None:
     case = Case(name, (1, 2, 2, 200, 300, 64, 64))
     case.check(case.backward(HopperBackward(rows=128, share="rows", started=True)))
     case.check(case.backward(HopperBackward(rows=128, share="rows", started=False)))
+
+
+def rows_per_turn(name: str, gradients: tuple[str, ...]) -> int:
+    """Queries in one box of q."""
+    program = Case(name, (1, 1, 1, 32, 32, 64, 64), gradients).backward()
+    kernel = next(k for k in program.kernels if k.name == "keys_kernel")
+    (tile,) = (s.type for s in kernel.body if isinstance(s, AllocShared) and s.name == "q_tile")
+    return tile.axes[0].extent
+
+
+def test_crowded_registers_take_fewer_rows() -> None:
+    three = ("q", "k", "v")
+    assert [rows_per_turn(n, three) for n in ("causal", "full", "gpt_oss")] == [128] * 3
+    assert [rows_per_turn(n, three) for n in ("alibi", "gemma2", "t5", "softpick")] == [64] * 4
 
 
 @pytest.mark.parametrize("seed", range(8))
