@@ -14,7 +14,7 @@ from attncc.codegen.gluon_helpers import helper_imports, helper_texts
 from attncc.codegen.gluon_layouts import layouts
 from attncc.codegen.gluon_spelling import Layouts
 from attncc.codegen.gluon_statements import Body, Scope
-from attncc.codegen.host import helpers, print_host
+from attncc.codegen.host import PROCESSORS, helpers, print_host
 from attncc.codegen.renumber import renumbered
 from attncc.codegen.scalars import python_name
 from attncc.codegen.signature import Arg, kernel_function, signature, sizes, tensors
@@ -22,7 +22,7 @@ from attncc.codegen.writer import WIDTH, Writer
 from attncc.errors import InternalError
 from attncc.expr.interval import Interval
 from attncc.expr.nodes import Var
-from attncc.tile.dialect import any_partitioned, partitioned
+from attncc.tile.dialect import any_partitioned, partitioned, works
 from attncc.tile.nodes import AllocBar, AllocShared, Kernel, Partition, Partitions, Program
 
 IMPORTS = """\
@@ -106,7 +106,8 @@ def _module(programs: list[Program], title: str, triton: tuple[int, int]) -> str
     w.line()
     for name, text in named.defined.items():
         w.line(f"{name} = gl.constexpr({text})")
-    for text in (LAUNCH, DESCRIPTOR, *helpers(*programs), *own):
+    shared = (PROCESSORS,) if any(works(k) for p in programs for k in p.kernels) else ()
+    for text in (LAUNCH, DESCRIPTOR, *shared, *helpers(*programs), *own):
         w.line()
         w.line()
         w.lines(text)
@@ -133,6 +134,7 @@ class _KernelPrinter:
         table, types = layouts(kernel)
         self.scope = Scope(types, table, tensors(program), named, triton)
         self.scope.copied = boxes(kernel, tensors(program))
+        self.scope.grid = kernel.grid
         self.scope.buffers = {s.name: s for s in all_statements(kernel.body) if isinstance(s, AllocShared)}
         for size in sizes(program):
             self.scope.known[Var(size, "int")] = Interval(0)
@@ -145,7 +147,8 @@ class _KernelPrinter:
         """Prints; gives the names of the helpers it needs."""
         inside = Writer(1)
         body = Body(inside, self.scope)
-        self._grid(body)
+        if not works(self.kernel):
+            self._grid(body)
         self._top(body)
         args = [a.name for a in arguments(self.program, self.kernel)]
         stray = set(body.used) - set(args)

@@ -10,7 +10,7 @@ from attncc.codegen.gluon_layouts import Layout, Mma, Operand
 from attncc.codegen.gluon_memory import Memory
 from attncc.codegen.gluon_spelling import DTYPES
 from attncc.codegen.gluon_values import Scope, shape
-from attncc.codegen.scalars import python_name
+from attncc.codegen.scalars import PRODUCT, SUM, python_name
 from attncc.errors import InternalError
 from attncc.expr.interval import ALL, Interval, bounds
 from attncc.expr.nodes import Var
@@ -38,6 +38,7 @@ from attncc.tile.nodes import (
     Stmt,
     Store,
     Type,
+    Work,
     Yield,
 )
 
@@ -192,6 +193,9 @@ class Body(Memory):
     # --- control
 
     def loop(self, s: For) -> None:
+        if isinstance(s.over, Work):
+            self._work(s, s.over)
+            return
         if not isinstance(s.over, Count):
             raise InternalError("no Gluon spelling of a loop over ranges")
         self.start(s.carried, _flying(s))
@@ -200,6 +204,38 @@ class Body(Memory):
         self.scope.known[Var(s.index, "int")] = Interval(first) if first > -math.inf else ALL
         limits = f"{self.scalar(lo)}, {self.scalar(hi)}"
         with self.w.block(f"for {self.bind(s.index)} in range({limits}):", s.note):
+            self.statements(s.body)
+            self.end(s.carried, s.body)
+
+    def _work(self, s: For, over: Work) -> None:
+        """One loop over the program's places, each decoded as the grid of a plain kernel is."""
+        self.start(s.carried, _flying(s))
+        first, *others = self.scope.grid
+        tiles = f"({self.scalar(first.extent, SUM)} + {first.tile - 1}) // {first.tile}"
+        self.w.line(f"tiles = {tiles}")
+        count = " * ".join(self.scalar(a.extent, PRODUCT) for a in others) or "1"
+        self.w.line(f"others = {count}")
+        self.scope.known[Var(s.index, "int")] = Interval(0)
+        mine = "gl.cdiv(tiles * others - gl.program_id(0), gl.num_programs(0))"
+        with self.w.block(f"for {self.bind(s.index)} in range({mine}):", s.note):
+            self.w.line(f"place = gl.program_id(0) + {python_name(s.index)} * gl.num_programs(0)")
+            tile, rest = "place % tiles", "place // tiles"
+            if over.group is not None:
+                self.w.line(f"group = {self.scalar(over.group)}")
+                self.w.line("begin = place // (tiles * group) * group")
+                self.w.line("members = gl.minimum(group, others - begin)")
+                self.w.line("inside = place % (tiles * group)")
+                tile, rest = "inside // members", "begin + inside % members"
+            self.w.line(f"tile = {tile}")
+            self.w.line(f"rest = {rest}")
+            number = "(tiles - 1 - tile)" if first.descending else "tile"
+            self.w.line(f"{self.bind(first.name)} = {number} * {first.tile}")
+            for n, axis in enumerate(others):
+                last = n == len(others) - 1
+                extent = self.scalar(axis.extent, PRODUCT)
+                self.w.line(f"{self.bind(axis.name)} = rest" + ("" if last else f" % {extent}"))
+                if not last:
+                    self.w.line(f"rest = rest // {extent}")
             self.statements(s.body)
             self.end(s.carried, s.body)
 

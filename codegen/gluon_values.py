@@ -14,7 +14,7 @@ from attncc.codegen.writer import Writer
 from attncc.errors import InternalError
 from attncc.expr.interval import Interval
 from attncc.expr.nodes import Const, Expr, Var, free_vars
-from attncc.tile.nodes import AllocShared, Cast, Full, Iota, Map, Op, Rename, Tensor, Type
+from attncc.tile.nodes import AllocShared, Cast, Full, GridAxis, Iota, Map, Op, Rename, Tensor, Type
 
 CHEAP = 8
 """Values of so many steps are computed again in a second layout instead of exchanged between threads."""
@@ -37,6 +37,7 @@ class Scope:
         """By tensor, then by the name of the descriptor: what the kernel copies in bulk."""
         self.known: dict[Expr, Interval] = {}
         self.helpers: set[str] = set()
+        self.grid: tuple[GridAxis, ...] = ()
 
 
 class KernelSpeller(Speller):

@@ -21,7 +21,7 @@ from attncc.codegen.signature import (
 from attncc.codegen.tables import index_tables, rounds
 from attncc.codegen.writer import Writer
 from attncc.expr.nodes import Expr, free_vars
-from attncc.tile.dialect import partitioned
+from attncc.tile.dialect import partitioned, works
 from attncc.tile.nodes import (
     Alloc,
     FirstLast,
@@ -72,8 +72,20 @@ def _same_shape(a: Tensor, b: Tensor) -> bool:
     return a.extents == b.extents
 
 
-def programs_of(grid: tuple[GridAxis, ...]) -> str:
+PROCESSORS = '''\
+def _processors(tensor):
+    """How many programs that fill a multiprocessor run at once."""
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count
+'''
+
+
+def programs_of(kernel: Kernel) -> str:
     """The number of programs of a launch, as Python text."""
+    places = _places(kernel.grid)
+    return f"min({places}, _processors({python_name(kernel.tensors[0])}))" if works(kernel) else places
+
+
+def _places(grid: tuple[GridAxis, ...]) -> str:
     parts = []
     for axis in grid:
         if axis.tile == 1:
@@ -173,7 +185,7 @@ class _Host:
         if kernel.config.registers:
             config.append(f"registers={kernel.config.registers}")
         self.w.call(
-            "_launch", [kernel_function(kernel), programs_of(kernel.grid), _tuple([a.name for a in passed]), *config]
+            "_launch", [kernel_function(kernel), programs_of(kernel), _tuple([a.name for a in passed]), *config]
         )
 
     def describe(self, kernel: Kernel) -> None:

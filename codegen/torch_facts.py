@@ -213,8 +213,10 @@ class Facts:
                 self.varies[c.start] |= self.varies[c.name]
         return replace(s, body=body)
 
-    def _even(self, over: t.Ranges | t.Count) -> None:
+    def _even(self, over: t.Ranges | t.Count | t.Work) -> None:
         """Intervals are widened to what all positions of the batch need; nothing else may vary with it."""
+        if isinstance(over, t.Work):
+            return
         pieces = [over] if isinstance(over, t.Count) else [p for p in over.pieces if not isinstance(p, t.Interval)]
         for p in pieces:
             bounds = [e for f in fields(p) if isinstance(e := getattr(p, f.name), Expr)]

@@ -304,6 +304,8 @@ class KernelPrinter:
         match s.over:
             case t.Count(lo, hi):
                 over = f"{python_name(s.index)} in range({self.state.number(lo)}, {self.state.number(hi)})"
+            case t.Work():
+                raise InternalError("only partitions loop over their work")
             case t.Ranges():
                 over = f"{python_name(s.index)}, {self.state.end(s.index)} in {self.tiles_of(s, s.over)}"
                 self.state.cut[s.axis] = s.index

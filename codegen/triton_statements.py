@@ -247,6 +247,8 @@ class KernelBody:
                 return self._intervals(s, tile, [p for p in pieces if isinstance(p, t.Interval)])
             case t.Ranges():
                 raise InternalError("the triton printer walks intervals only")
+            case t.Work():
+                raise InternalError("only partitions loop over their work")
             case _:
                 assert_never(s.over)
 

@@ -109,7 +109,7 @@ def compile_one(function: Any, order: Order, capability: int) -> Binary:
             f"Triton can't compile kernel {order.name} for sm_{capability}: {first[0] if first else type(e).__name__}"
         ) from e
     if order.partitioned:
-        assembled_well(order.name, said)
+        assembled_well(order.name, said, asm["cubin"])
         fits(order.name, meta["shared"], 32 * meta["num_warps"] * order.registers)
     if meta.get("num_ctas", 1) != 1 or meta.get("profile_scratch_size"):
         raise KernelFailed(f"kernel {order.name} needs a cluster launch or a profiler's scratch memory")

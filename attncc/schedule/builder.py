@@ -75,6 +75,11 @@ class Builder:
         self._used[name] = 1
         return self._declare(name, t.Type((), self.dtype(sort)), 0, sort)
 
+    def position(self, name: str) -> Var:
+        """Declares a position in the grid: known in the current scope and in those inside it."""
+        self._used[name] = 1
+        return self._declare(name, t.Type((), "i32"), self.scope.depth, "int")
+
     def axis(self, name: str, extent: int) -> t.Axis:
         """Declares a tile axis."""
         self._extent[name] = extent

@@ -30,7 +30,7 @@ class HopperForward:
     rounded: bool = False
     """Weights wait for their product in the inputs' dtype: fewer registers, longer turns."""
     resident: bool = True
-    """A program stays on its multiprocessor and works at one place of the grid after another."""
+    """Where walks are short, a program stays on its multiprocessor and works at one place of the grid after another."""
     turns: bool = False
     """Consumers take turns to issue their products, so that one's exponentials run under the other's products."""
 

@@ -12,12 +12,15 @@ Masked tiles take the first turns, in a loop of their own. The producer walks th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Var
 from attncc.schedule.config import Tiles
 from attncc.schedule.hopper_config import ROOM, HopperForward
+from attncc.schedule.monotone import direction
 from attncc.schedule.partitions import ZERO, Buffers, Ring, Turns, buffers, ring, turns
 from attncc.schedule.ranges import Cut, Rows, visits
 from attncc.schedule.stream import Guards, M, N, Problem, Stream, b, h
@@ -41,6 +44,7 @@ class _Forward:
         self.p, self.plan = p, plan
         self.k = Stream(p, ("i", "j"))
         self.tile = plan.rows * plan.consumers
+        self.resident = plan.resident and short(p)
         n = p.attend.normaliser
         self.stats = 3 if p.normalised else 0
         """m, l and what sums of earlier turns are worth."""
@@ -48,24 +52,56 @@ class _Forward:
         """Whether weights are summed a turn later, under the next scores."""
 
     def kernel(self) -> t.Kernel:
-        p, plan, k = self.p, self.plan, self.k
-        self.r0 = Var(p.own("i0"), "int")
-        seen = visits(k.b, p.by_row, self._rows(), Cut(plan.keys, N, ZERO))
-        self.turns: Turns = turns(k.b, seen)
+        plan, k = self.plan, self.k
+        self.r0 = Var(self.p.own("i0"), "int")
+        k.start()
+        if not self.resident:
+            self._place()
         self._memory()
-        parts = [self._consumer(c) for c in range(plan.consumers)]
-        parts.append(self._producer())
+        parts = [self._partition(f"consumer{c}", 4, plan.registers, partial(self._consumer, c)) for c in range(plan.consumers)]
+        parts.append(self._partition("producer", 1, plan.spare, self._producer))
         k.b.add(t.Partitions(tuple(parts)))
         for name in ("q", "k", "v", "out"):
             k.tensors[name] = None
-        grid = row_grid(p, Tiles(self.tile, plan.keys, Config()))
+        grid = row_grid(self.p, Tiles(self.tile, plan.keys, Config()))
         config = Config(4, 1, plan.entry)
         return t.Kernel("forward_kernel", grid, tuple(k.tensors), k.scalars(), k.body(), config)
+
+    def _place(self) -> None:
+        """The program's place in the grid, and the turns it takes there."""
+        k = self.k
+        k.place(self.r0.name, "h", "b")
+        self.turns: Turns = turns(k.b, visits(k.b, self.p.by_row, self._rows(), Cut(self.plan.keys, N, ZERO)))
+
+    def _partition(self, name: str, warps: int, registers: int, body: Callable[[], None]) -> t.Partition:
+        """The code of some warps at one place, or at every place of a resident program."""
+        k = self.k
+        self.item: Expr = ZERO
+        self.before: Expr = ZERO
+        with k.b.partition() as scope:
+            if self.resident:
+                taken = k.b.let("taken", t.Type((), "i32"), t.Full(ZERO), "turns at the places before")
+
+                def place(item: Var, state: State) -> State:
+                    self.item, self.before = item, state[0]
+                    self._place()
+                    body()
+                    return (k.b.value(op("add", self.before, self.turns.total), "taken"),)
+
+                k.loop(t.Work(), "item", "", (taken,), place, "the places of this program", 1, "asc")
+                if warps > 1 and self.out is not None:
+                    k.b.add(t.CopyWait(0))
+            else:
+                body()
+        return t.Partition(name, warps, registers, tuple(scope.statements))
+
+    def _at(self, n: Expr) -> Expr:
+        """Turn `n` of this place, counted from the program's first."""
+        return op("add", self.before, n)
 
     def _rows(self) -> Rows:
         """The program's rows, as the bounds see them: in a vector, where they must, of a power of two."""
         k = self.k
-        k.start(self.r0.name, "h", "b")
         k.rows(self.r0, 1 << (self.tile - 1).bit_length())
         end = op("min", op("add", self.r0, self.tile), M)
         k.guards = Guards(row=op("lt", k.row, end))
@@ -81,8 +117,7 @@ class _Forward:
         self.values = buffers(k, "v_tile", j, "e", plan.depth)
         alike = [x.extent for _, _, x in k.pieces("d")] == [x.extent for _, _, x in k.pieces("e")]
         self.out = buffers(k, "out_tile", i, "e", c) if self._room() else self.q if alike else None
-        self.q_full = k.b.fresh("q_full")
-        k.b.add(t.AllocBar(self.q_full, 1))
+        self.q_ring = ring(k.b, "q", 1, c)
         self.k_ring = ring(k.b, "k", plan.depth, c)
         self.v_ring = replace(self.k_ring, full=k.b.fresh("v_full"))
         k.b.add(t.AllocBar(self.v_ring.full, plan.depth))
@@ -93,29 +128,29 @@ class _Forward:
 
     # --- the producer
 
-    def _producer(self) -> t.Partition:
+    def _producer(self) -> None:
         k, plan = self.k, self.plan
-        with k.b.partition() as scope:
-            first = t.Bar(self.q_full, ZERO)
-            k.b.add(t.BarExpect(first, plan.consumers * self._bytes("d", plan.rows)))
-            for c in range(plan.consumers):
-                self._copy(self.q, "q", "d", (b, h, op("add", self.r0, c * plan.rows)), Const(c, "int"), first)
-            with k.b.inner() as loop:
-                n = k.b.loop_index("n")
-                row = k.b.value(op("mul", self.turns.tile(n), plan.keys), "j0")
-                self._fill(self.k_ring, self.keys, "k", "d", n, row)
-                self._fill(self.v_ring, self.values, "v", "e", n, row, later=1)
-                k.b.add(t.Yield(()))
-            count = t.Count(ZERO, self.turns.total)
-            k.b.add(t.For(n.name, count, (), tuple(loop.statements), order="asc", note="tiles, in turn"))
-        return t.Partition("producer", 1, plan.spare, tuple(scope.statements))
+        _, phase = self.q_ring.at(k.b, self.item)
+        first = t.Bar(self.q_ring.full, ZERO)
+        k.b.add(t.BarWait(t.Bar(self.q_ring.empty, ZERO), op("sub", 1, phase)))
+        k.b.add(t.BarExpect(first, plan.consumers * self._bytes("d", plan.rows)))
+        for c in range(plan.consumers):
+            self._copy(self.q, "q", "d", (b, h, op("add", self.r0, c * plan.rows)), Const(c, "int"), first)
+        with k.b.inner() as loop:
+            n = k.b.loop_index("n")
+            row = k.b.value(op("mul", self.turns.tile(n), plan.keys), "j0")
+            self._fill(self.k_ring, self.keys, "k", "d", n, row)
+            self._fill(self.v_ring, self.values, "v", "e", n, row, later=1)
+            k.b.add(t.Yield(()))
+        count = t.Count(ZERO, self.turns.total)
+        k.b.add(t.For(n.name, count, (), tuple(loop.statements), order="asc", note="tiles, in turn"))
 
     def _fill(self, ring: Ring, into: Buffers, tensor: str, prefix: str, n: Expr, row: Expr, later: int = 0) -> None:
         """Begins to fill the slot of turn `n`, once the turn `later` than its last use has ended."""
         k = self.k
-        slot, phase = ring.at(k.b, n)
+        slot, phase = ring.at(k.b, self._at(n))
         full = t.Bar(ring.full, slot)
-        freed, since = ring.at(k.b, op("add", n, later)) if later else (slot, phase)
+        freed, since = ring.at(k.b, self._at(op("add", n, later))) if later else (slot, phase)
         k.b.add(t.BarWait(t.Bar(ring.empty, freed), op("sub", 1, since)))
         k.b.add(t.BarExpect(full, self._bytes(prefix, self.plan.keys)))
         self._copy(into, tensor, prefix, (b, k.kv_head(), row), slot, full)
@@ -130,20 +165,18 @@ class _Forward:
 
     # --- a consumer
 
-    def _consumer(self, c: int) -> t.Partition:
+    def _consumer(self, c: int) -> None:
         k, plan = self.k, self.plan
-        with k.b.partition() as scope:
-            self.c = c
-            k.rows(k.b.value(op("add", self.r0, c * plan.rows), "r0") if c else self.r0, plan.rows)
-            k.guards = Guards(row=op("lt", k.row, M))
-            acc = k.zeros("acc", "i", "e")
-            state = acc
-            if self.p.normalised:
-                m, l = initial_statistics(k)
-                state = (m, l, l, *acc)
-            k.b.add(t.BarWait(t.Bar(self.q_full, ZERO), ZERO))
-            self._walk(state)
-        return t.Partition(f"consumer{c}", 4, plan.registers, tuple(scope.statements))
+        self.c = c
+        k.rows(k.b.value(op("add", self.r0, c * plan.rows), "r0") if c else self.r0, plan.rows)
+        k.guards = Guards(row=op("lt", k.row, M))
+        acc = k.zeros("acc", "i", "e")
+        state = acc
+        if self.p.normalised:
+            m, l = initial_statistics(k)
+            state = (m, l, l, *acc)
+        k.b.add(t.BarWait(t.Bar(self.q_ring.full, ZERO), self.q_ring.at(k.b, self.item)[1]))
+        self._walk(state)
 
     def _walk(self, state: State) -> None:
         """All turns, masked ones first, and the end."""
@@ -153,6 +186,8 @@ class _Forward:
             state, start = self._loop(start, self.turns.masked, True, state), self.turns.masked
         if self.turns.full is not None:
             state = self._loop(start, self.turns.total, False, state)
+        if self.out is not self.q:
+            self.k.b.add(self.q_ring.release(ZERO))
         self._close(self._product(op("sub", self.turns.total, 1), state))
 
     def _loop(self, lo: Expr, hi: Expr, masked: bool, state: State) -> State:
@@ -165,10 +200,10 @@ class _Forward:
 
     def _turn(self, n: Expr, masked: bool, state: State) -> State:
         k, first = self.k, isinstance(n, Const)
-        slot, phase = self.k_ring.at(k.b, n)
+        slot, phase = self.k_ring.at(k.b, self._at(n))
         k.b.add(t.BarWait(t.Bar(self.k_ring.full, slot), phase))
         if self.plan.turns:
-            k.b.add(t.BarWait(self._turn_of(self.c), ZERO if first else k.b.value(op("mod", n, 2), "parity")))
+            k.b.add(t.BarWait(self._turn_of(self.c), Ring("", "", 1).at(k.b, self._at(n))[1]))
         s = self._scores(slot)
         if not first:
             state = self._product(op("sub", n, 1), state)
@@ -177,7 +212,7 @@ class _Forward:
             k.b.add(t.BarArrive(self._turn_of(self.c + 1)))
         s = k.b.let("s", k.b.type_of(s.name), t.DotWait(s.name, 0 if first else len(acc)))
         new, w = self._weights(s, n, masked, stats)
-        _, phase = self.v_ring.at(k.b, n)
+        _, phase = self.v_ring.at(k.b, self._at(n))
         k.b.add(t.BarWait(t.Bar(self.v_ring.full, slot), phase))
         if not first:
             acc = tuple(k.b.let("acc", k.b.type_of(a.name), t.DotWait(a.name, 0, (w.name,))) for a in acc)
@@ -206,7 +241,7 @@ class _Forward:
         """O += P V of turn `n`, whose values are there; begun and not awaited. What is left of the turn's sums, too."""
         k, p = self.k, self.p
         stats, acc, w = state[: self.stats], state[self.stats : -1], state[-1]
-        slot, _ = self.v_ring.at(k.b, n)
+        slot, _ = self.v_ring.at(k.b, self._at(n))
         if p.normalised:
             m, l, alpha = stats
             if self.late:
@@ -253,6 +288,8 @@ class _Forward:
             return
         row = op("add", self.r0, self.c * plan.rows)
         slots = self.out.slots(Const(self.c, "int"))
+        if self.resident:
+            k.b.add(t.CopyWait(0))
         for part, slot, (_, _, axis) in zip(acc, slots, k.pieces("d"), strict=True):
             narrow = k.cast(part, self.p.variant.dtype)
             if self.out is self.q:
@@ -262,7 +299,10 @@ class _Forward:
         k.b.add(t.Fence())
         for slot, (offset, _, _) in zip(slots, k.split["e"].pieces, strict=True):
             k.b.add(t.CopyOut(slot, "out", (b, h, row, Const(offset, "int"))))
-        k.b.add(t.CopyWait(0))
+        if not self.resident or self.out is self.q:
+            k.b.add(t.CopyWait(0))
+        if self.out is self.q:
+            k.b.add(self.q_ring.release(ZERO))
 
     def _room(self) -> bool:
         """Whether the output may leave through shared memory of its own."""
@@ -270,3 +310,9 @@ class _Forward:
         taken = self._bytes("d", rows) + plan.depth * (self._bytes("d", plan.keys) + self._bytes("e", plan.keys))
         return taken + self._bytes("e", rows) <= ROOM
 
+
+
+def short(p: Problem) -> bool:
+    """Whether both ends of what a row sees move with it: walks are then short, and alike."""
+    ends = p.by_row.alternatives
+    return bool(ends) and all(direction(e, "i", p.rising) == 1 for a in ends for e in (a.lower, a.upper))

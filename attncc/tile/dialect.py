@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from attncc.tile.nodes import Kernel, Partitions, Program
+from attncc.tile.nodes import For, Kernel, Partitions, Program, Work
 
 
 def partitioned(kernel: Kernel) -> bool:
     """Whether `kernel` gives its warps code of their own: partitions stand at the end of a body, never inside."""
     return any(isinstance(s, Partitions) for s in kernel.body)
+
+
+def works(kernel: Kernel) -> bool:
+    """Whether a kernel's partitions loop over the places of its grid: fewer programs than places are launched."""
+    bodies = (part.body for s in kernel.body if isinstance(s, Partitions) for part in s.parts)
+    return any(isinstance(s, For) and isinstance(s.over, Work) for body in bodies for s in body)
 
 
 def any_partitioned(*programs: Program | None) -> bool:

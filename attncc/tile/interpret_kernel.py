@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from attncc.expr.nodes import Expr, Var, free_vars
 from attncc.tile import interpret_ops as ops
+from attncc.tile.dialect import works
 from attncc.tile.interpret_faults import InterpretError, NotANumberFault, TypeFault
 from attncc.tile.interpret_memory import GlobalTensor
 from attncc.tile.interpret_ranges import Visits, ordered, tiles
@@ -52,6 +53,7 @@ from attncc.tile.nodes import (
     TriInverse,
     Type,
     Unpack,
+    Work,
     Yield,
 )
 
@@ -82,10 +84,16 @@ class Launched:
         axes = self.kernel.grid
         counts = [self._programs(a) for a in axes]
         points = list(itertools.product(*(range(n) for n in counts)))
-        for number in self.rng.permutation(len(points)):
-            point = dict(zip((a.name for a in axes), points[number], strict=True))
-            here = {a.name: point[a.name] * (a.tile if a.role == "tile" else 1) for a in axes}
-            Walker(self, here, int(number)).run()
+        steps = [a.tile if a.role == "tile" else 1 for a in axes]
+        places = [{a.name: n * step for a, n, step in zip(axes, p, steps, strict=True)} for p in points]
+        order = [int(n) for n in self.rng.permutation(len(points))]
+        if not works(self.kernel):
+            for number in order:
+                Walker(self, places[number], number).run()
+            return
+        workers = min(len(points), int(self.rng.integers(1, 4)))
+        for worker in range(workers):
+            Walker(self, {}, worker, [places[n] for n in order[worker::workers]]).run()
 
     def number(self, e: Expr) -> int:
         """An integer expression of the host's scalars."""
@@ -105,8 +113,11 @@ class Launched:
 class Walker:
     """One program of a launch."""
 
-    def __init__(self, launched: Launched, point: dict[str, int], number: int) -> None:
+    def __init__(
+        self, launched: Launched, point: dict[str, int], number: int, work: Sequence[dict[str, int]] = ()
+    ) -> None:
         self.launched = launched
+        self.work = work
         self.point = point
         self.number = number
         self.rng = launched.rng
@@ -177,6 +188,8 @@ class Walker:
         state = tuple(ops.declared(self.value(c.start, env), c.type, f"start of {c.name}") for c in s.carried)
         for at in self._turns(s, env, thread):
             inner = env | {c.name: v for c, v in zip(s.carried, state, strict=True)}
+            if isinstance(s.over, Work):
+                inner |= {n: scalar(x, "i64") for n, x in self.work[at].items()}
             self._bind(inner, s.index, scalar(at, "i64"))
             with thread.inside(s.index, at):
                 state = yield from self.body(s.body, inner, thread)
@@ -187,6 +200,9 @@ class Walker:
         def number(e: Expr) -> int:
             return int(self.scalar(e, env))
 
+        if isinstance(s.over, Work):
+            yield from range(len(self.work))
+            return
         if isinstance(s.over, Count):
             yield from ordered(list(range(number(s.over.lo), number(s.over.hi))), s.order, self.rng)
             return

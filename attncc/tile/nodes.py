@@ -6,7 +6,7 @@ operands' axes). Operations (`Op`) stand on the right of a Let; statements do th
 assignment form: a name is bound once per kernel, `For` and `If` bind the names they carry out.
 
     host        Program Tensor Scalar Alloc Launch Gather ScatterAdd SumAxes FirstLast
-    control     Kernel GridAxis For Carry Yield If Let   Ranges Interval Strided Listed Count
+    control     Kernel GridAxis For Carry Yield If Let   Ranges Interval Strided Listed Count Work
     memory      Load Store ReduceAdd   AllocShared Slot CopyIn CopyOut CopyWait SharedLoad SharedStore Fence
     compute     Full Iota Map Reduce Scan Dot DotWait Cast SplitAxis JoinAxis Rename GatherAxis Pack Unpack Random
                 TriInverse TopK
@@ -332,6 +332,18 @@ class Count:
     hi: Expr
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The places in the grid that a program works at, one after another: a kernel whose partitions loop over its work
+    is launched with as many programs as there are processors, at most one for each place.
+
+    The names of the grid's axes are bound inside such a loop alone. The first axis varies fastest; where `group` is
+    given, that many values of the others are taken together, and among these the first axis varies slowest.
+    """
+
+    group: Expr | None = None
+
+
 # --- statements -----------------------------------------------------------------------------------------------------
 
 
@@ -387,10 +399,11 @@ class Yield:
 @dataclass(frozen=True, slots=True)
 class For:
     """A loop. Over Ranges, `index` is the first position of the tile (tile number times tile) and `axis` the axis it
-    cuts; over a Count it is the number itself. `stages` asks for software pipelining of the loads."""
+    cuts; over a Count it is the number itself, over Work that of the turn. `stages` asks for software pipelining of
+    the loads."""
 
     index: str
-    over: Ranges | Count
+    over: Ranges | Count | Work
     carried: tuple[Carry, ...]
     body: tuple[Stmt, ...]
     axis: str = ""

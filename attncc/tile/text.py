@@ -109,8 +109,10 @@ class Writer:
             part = f", {spell_name(axis)} {start}:{extent}"
         return f"{spell_name(slot.name)}[{self.expr(slot.index)}{part}]"
 
-    def ranges(self, over: t.Ranges | t.Count) -> str:
-        """Count: lo .. hi. Ranges: tiles 128 of N: pieces [full]."""
+    def ranges(self, over: t.Ranges | t.Count | t.Work) -> str:
+        """Count: lo .. hi. Ranges: tiles 128 of N: pieces [full]. Work: work [by group]."""
+        if isinstance(over, t.Work):
+            return "work" if over.group is None else f"work by {self.expr(over.group)}"
         if isinstance(over, t.Count):
             return f"{self.expr(over.lo)} .. {self.expr(over.hi)}"
         pieces = ", ".join(

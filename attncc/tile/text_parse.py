@@ -178,7 +178,9 @@ class _Reader:
         op: t.Op = self.node(c, _OPS)
         return op
 
-    def ranges(self, c: Cursor) -> t.Ranges | t.Count:
+    def ranges(self, c: Cursor) -> t.Ranges | t.Count | t.Work:
+        if c.accept("work"):
+            return t.Work(self.expr(c) if c.accept("by") else None)
         if not (c.peek().text == "tiles" and c.peek(1).kind == "number"):
             lo = self.expr(c)
             c.expect("..")

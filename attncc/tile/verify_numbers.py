@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from attncc.expr.interval import bounds
+from attncc.expr.interval import Interval, bounds
 from attncc.expr.nodes import Const, Expr, Op, Var, free_vars, walk
 from attncc.tile import nodes as t
 from attncc.tile.verify_faults import PrecisionError, UnanchoredError
@@ -43,9 +43,25 @@ def _exponential(c: Checked, origins: Origins, place: Place, node: Op) -> None:
             raise place.error(
                 UnanchoredError, f"{', '.join(sorted(free_vars(a)))} may still be -inf where it is subtracted"
             )
-    if any(free_vars(rest) for rest, _ in anchors) or bounds(origins.expand(node.args[0])).hi <= _LARGEST[node.name]:
+    whole = origins.expand(node.args[0])
+    if any(free_vars(rest) for rest, _ in anchors) or bounds(whole, _sums(origins, whole)).hi <= _LARGEST[node.name]:
         return
     c.leave_open("exponents_anchored", place, f"the argument of {node.name} has no bound")
+
+
+def _sums(origins: Origins, e: Expr) -> dict[Expr, Interval]:
+    """What is known of sums under `e`: those of numbers that are at most 0 are at most 0."""
+    return {v: Interval(hi=0.0) for v in walk(e) if isinstance(v, Var) and _falls(origins, v.name)}
+
+
+def _falls(origins: Origins, name: str) -> bool:
+    match origins.op(name):
+        case t.Rename(value):
+            return _falls(origins, value)
+        case t.Scan("sum", value) | t.Reduce("sum", value):
+            return bounds(origins.expand(Var(value, "real"))).hi <= 0
+        case _:
+            return False
 
 
 def _subtracted(e: Expr) -> list[tuple[Expr, Expr]]:

@@ -180,7 +180,7 @@ class Origins:
             found[name] = d = self.of[name]
             if isinstance(d, t.Let):
                 todo += sorted(operands(d.op))
-            elif isinstance(d, t.For) and isinstance(d.over, t.Ranges | t.Count):
+            elif isinstance(d, t.For) and isinstance(d.over, t.Ranges | t.Count | t.Work):
                 todo += sorted(range_names(d.over))
             elif isinstance(d, tuple):
                 s, n = d
@@ -194,8 +194,10 @@ def yields(s: t.For | t.If) -> tuple[t.Yield, ...]:
     return tuple(b[-1] for b in bodies if b and isinstance(b[-1], t.Yield))
 
 
-def range_names(over: t.Ranges | t.Count) -> frozenset[str]:
+def range_names(over: t.Ranges | t.Count | t.Work) -> frozenset[str]:
     """Names that a loop's bounds read."""
+    if isinstance(over, t.Work):
+        return frozenset() if over.group is None else free_vars(over.group)
     if isinstance(over, t.Count):
         return free_vars(over.lo) | free_vars(over.hi)
     names = free_vars(over.extent)

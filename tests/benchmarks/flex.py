@@ -1,4 +1,4 @@
-"""Times compiled specs beside FlexAttention and SDPA on one CUDA device: `python -m tests.benchmarks.flex OUT.json`.
+"""Times compiled specs beside FlexAttention and SDPA on one CUDA device: `python -m tests.benchmarks.flex OUT.json [BACKEND]`.
 
 Same tensors, one process, rounds interleaved, medians. FLOPs count the mask's density: forward 4 B H M N D, backward
 2.5 times that.
@@ -27,6 +27,7 @@ SPECS = Path(__file__).parents[2] / "examples" / "softmax"
 N, WINDOW, CAP, DOCUMENT = 8192, 1024, 20.0, 1024
 SHAPES = ((2, 16, 128), (2, 32, 64))
 ROUNDS = 5
+BACKEND = sys.argv[2] if len(sys.argv) > 2 else "triton"
 
 SOFTCAP = """
 attention softcap(cap = 20.0):
@@ -87,7 +88,7 @@ def measure(case: Case, batch: int, heads: int, dim: int) -> dict[str, Any]:
     q, k, v = (torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in "qkv")
     row: dict[str, Any] = {"case": case.name, "B": batch, "H": heads, "N": N, "D": dim}
     start = time.perf_counter()
-    attn = attncc.compile(case.spec, **case.constants)
+    attn = attncc.compile(case.spec, backend=BACKEND, **case.constants)
     ours = attn(q, k, v, **case.captured)
     grad = torch.randn_like(ours)
     torch.autograd.grad(ours, (q, k, v), grad, retain_graph=True)
@@ -129,7 +130,7 @@ def measure(case: Case, batch: int, heads: int, dim: int) -> dict[str, Any]:
 
 def main() -> None:
     """Prints the table and writes it as JSON."""
-    head = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
+    head = {"backend": BACKEND, "gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
     print(head, date.today())
     rows = []
     for batch, heads, dim in SHAPES:

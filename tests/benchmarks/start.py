@@ -1,4 +1,4 @@
-"""Times the first call of a spec, cold and from the disk cache: `python -m tests.benchmarks.start`.
+"""Times the first call of a spec, cold and from the disk cache: `python -m tests.benchmarks.start [BACKEND ...]`.
 
 Each figure comes from a fresh process with torch and triton already imported and the device's context made, and one
 backward with an explicit gradient done: torch imports sympy for the first of those, two seconds of its own. "ready" is
@@ -25,7 +25,7 @@ q, k, v = (torch.randn(1, 8, 1024, 64, device=device, dtype=torch.bfloat16 if de
 product = q @ k.mT
 torch.autograd.grad(product, (q, k), torch.ones_like(product))
 start = time.perf_counter()
-attn = attncc.compile(sys.argv[1])
+attn = attncc.compile(sys.argv[1], backend=sys.argv[2])
 with torch.no_grad():
     attn(q, k, v)
 ready = time.perf_counter() - start
@@ -37,10 +37,10 @@ print(json.dumps({"ready_ms": 1e3 * ready, "both_ms": 1e3 * (time.perf_counter()
 """
 
 
-def measure(spec: str, cache: str) -> dict[str, float]:
+def measure(spec: str, backend: str, cache: str) -> dict[str, float]:
     """One fresh process."""
     environment = {**os.environ, "ATTNCC_CACHE": cache}
-    command = [sys.executable, "-c", CHILD, str(SPECS / f"{spec}.attn")]
+    command = [sys.executable, "-c", CHILD, str(SPECS / f"{spec}.attn"), backend]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return figures
@@ -48,11 +48,12 @@ def measure(spec: str, cache: str) -> dict[str, float]:
 
 def main() -> None:
     """Prints cold and warm figures, the best of three warm processes."""
-    for spec in ("causal", "gemma2"):
+    backends = sys.argv[1:] or ["auto"]
+    for spec, backend in ((s, b) for b in backends for s in ("causal", "gemma2")):
         with tempfile.TemporaryDirectory() as cache:
-            cold = measure(spec, cache)
-            warm = min((measure(spec, cache) for _ in range(3)), key=lambda f: f["ready_ms"])
-        print(f"{spec}: cold {cold['both_ms']:.0f} ms forward and backward; warm {warm['ready_ms']:.1f} ms ready,")
+            cold = measure(spec, backend, cache)
+            warm = min((measure(spec, backend, cache) for _ in range(3)), key=lambda f: f["ready_ms"])
+        print(f"{spec} ({backend}): cold {cold['both_ms']:.0f} ms forward and backward; warm {warm['ready_ms']:.1f} ms ready,")
         print(f"  {warm['both_ms']:.1f} ms forward and backward")
 
 

@@ -88,7 +88,9 @@ def test_an_unfit_kernel_gives_way_to_a_plain_one(
         true = assemble.assembled_well
         monkeypatch.setattr(assemble, "SERIALISED", ("C7511",))
         notice = "ptxas info : (C7511) Potential Performance Loss: wgmma.mma_async instructions are serialized"
-        monkeypatch.setattr("attncc.runtime.assemble.assembled_well", lambda name, said: true(name, said + notice))
+        monkeypatch.setattr(
+            "attncc.runtime.assemble.assembled_well", lambda name, said, image=b"": true(name, said + notice)
+        )
     attn = compiled()
     attn(*inputs())
     (half,) = attn._family.halves
