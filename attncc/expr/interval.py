@@ -75,6 +75,9 @@ def step(node: Expr, known: Mapping[Expr, Interval]) -> Interval:
     match node:
         case Const(value, _):
             return Interval(value, value)
+        case Op("where", (Op("lt", (p, q), _), a, b), _) if (a, b) in ((p, q), (q, p)):  # min(p, q), or max(p, q)
+            pick = min if a is p else max
+            return Interval(pick(known[p].lo, known[q].lo), pick(known[p].hi, known[q].hi))
         case Op("where", (c, a, b), _):
             truth = verdict(known[c])
             return known[a] if truth is True else known[b] if truth is False else known[a].join(known[b])

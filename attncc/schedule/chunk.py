@@ -15,7 +15,7 @@ import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from attncc.expr.build import ivar, op
+from attncc.expr.build import conj, ivar, op
 from attncc.expr.evaluate import evaluate
 from attncc.expr.nodes import Const, Expr, Var, walk
 from attncc.ir.free import free
@@ -276,7 +276,7 @@ def forward_kernel(p: Problem) -> t.Kernel:
         index = b.loop_index("chunk")
         k.tokens(b.value(op("mul", index, f.count), "first"), f.count)
         new, out = f.chunk(tuple(names))
-        guard = op("and", op("and", op("le", 0, k.row), k.live), k.inside["e"])
+        guard = conj(op("le", 0, k.row), op("lt", k.row, M), k.live, k.inside["e"])
         k.store("out", (ivar("b"), ivar("h"), k.row, b.bindings[ivar("e")]), out, guard, p.variant.dtype)
         b.add(t.Yield(tuple(v.name for v in new)))
     chunks = t.Count(Const(0, "int"), op("floordiv", op("add", N, f.count - 1), f.count))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,9 @@ from attncc.passes.mistakes import NotCompiled
 from attncc.reference import evaluate
 from attncc.runtime.inputs import made_up
 from attncc.runtime.warmup import full_sizes
-from attncc.schedule.variant import Variant
+from attncc.schedule.variant import Target, Variant
+from attncc.tile.nodes import Dtype
+from attncc.tile.verify import unproved
 from tests.support.compare import error
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "recurrent"
@@ -150,3 +156,44 @@ def test_what_has_no_chunk_form_is_refused(name: str) -> None:
     with pytest.raises(NotCompiled, match=message) as caught:
         driver.programs(spec, Variant("torch", 6, 6, "f64", tuple((p.name, "f64") for p in spec.params)))
     assert caught.value.diagnostic.span is not None
+
+
+@pytest.mark.parametrize("name", sorted({*COMPILED} - {"chela", "cosformer", "linear_transformer", "performer"}))
+@pytest.mark.parametrize("target", ["torch", "triton"])
+def test_every_exponent_of_a_gate_is_proved(name: str, target: Target) -> None:
+    """Exponentials of the spec itself are exp; those of the schedule are exp2."""
+    spec = parse((EXAMPLES / f"{name}.attn").read_text(encoding="utf-8"))
+    captured: tuple[tuple[str, Dtype], ...] = tuple((p.name, "f32") for p in spec.params)
+    forward = driver.programs(spec, Variant(target, 64, 128, "f32", captured)).forward
+    left = [str(x) for x in unproved(forward) if x.check == "exponents_anchored" and "= exp2(" in x.statement]
+    assert left == []
+
+
+_INTERPRET = """
+import torch
+from tests.schedule.test_chunk import EXAMPLES, tensors
+from attncc.reference import evaluate
+import attncc
+for name, dtype, sizes in (
+    ("simple_gla", torch.float32, dict(M=37, N=40, D=16, E=100)),
+    ("gla", torch.float32, dict(M=20, N=20, D=24, E=16)),
+    ("performer", torch.float32, dict(M=40, N=40, D=16, E=16)),
+    ("rwkv6", torch.float16, dict(M=33, N=33, D=16, E=16)),
+):
+    attention, given = tensors(EXAMPLES / f"{name}.attn", dtype, B=1, **sizes)
+    out = attncc.compile(EXAMPLES / f"{name}.attn", backend="interpret")(**given)
+    truth = evaluate(attention._family.spec, given).out
+    bar = 1e-5 if dtype == torch.float32 else 2e-3
+    error = float((out.double() - truth).norm() / truth.norm())
+    assert error < bar, (name, error)
+print("all near")
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_interpreted_triton(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERPRET], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300
+    )
+    assert done.stdout.endswith("all near\n"), done.stdout + done.stderr
