@@ -290,7 +290,7 @@ class _Forward:
         slots = self.out.slots(Const(self.c, "int"))
         if self.resident:
             k.b.add(t.CopyWait(0))
-        for part, slot, (_, _, axis) in zip(acc, slots, k.pieces("d"), strict=True):
+        for part, slot, (_, _, axis) in zip(acc, slots, k.pieces("d" if self.out is self.q else "e"), strict=True):
             narrow = k.cast(part, self.p.variant.dtype)
             if self.out is self.q:
                 type = t.Type((t.Axis("i", plan.rows), axis), self.p.variant.dtype)
