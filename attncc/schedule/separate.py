@@ -1,19 +1,25 @@
 """Splits a score into what depends on the key alone, on the query alone, and on the pair.
 
 rewrite: a * s + c * (j - i)  -->  pair: a * s,  key: c * (j - j0),  query: c * (j0 - i)
+rewrite: |j - i|, of the pair --> |(j - j0) + (j0 - i)|, converted to reals per key and per query
 
 so that an addition per pair becomes one per key and one per query. Integers are split around a key j0 of the tile:
-their parts stay as small as they were.
+their parts stay as small as they were, and are exact while a query and a tile of keys are less than 2**24 apart.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attncc.expr.build import op
-from attncc.expr.nodes import Expr, Op, Var, substitute, walk
+from attncc.expr.build import ivar, op
+from attncc.expr.nodes import Atom, Const, Expr, Op, Var, substitute, walk, with_children
+from attncc.expr.order import scalar_walk
 from attncc.ir.nodes import Contract
-from attncc.schedule.stream import ZERO, i, j
+from attncc.passes.simplify import simplify
+
+i, j = ivar("i"), ivar("j")
+LANE = ivar("key of the tile")
+"""j - j0 where that is a value of its own, the same for every tile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,41 +35,92 @@ class Parts:
 
     def times(self, factor: Expr) -> Parts:
         """Every term times `factor`."""
-        found = (None if x is None else op("mul", factor, x) for x in (self.pair, self.key, self.query))
+        found = (None if x is None else _product(factor, x) for x in (self.pair, self.key, self.query))
         return Parts(*found)
 
     def whole(self) -> Expr:
         """The sum again."""
-        return _sum(_sum(self.pair, self.key), self.query) or ZERO
+        return _sum(_sum(self.pair, self.key), self.query) or Const(0.0, "real")
 
 
 def _sum(a: Expr | None, b: Expr | None) -> Expr | None:
     return a if b is None else b if a is None else op("add", a, b)
 
 
-def separate(e: Expr, key: Var) -> Parts:
-    """`e` as a sum of parts; `key` is the first key of the tile. What no rule splits is a term of pairs."""
+def _product(factor: Expr, e: Expr) -> Expr:
+    """rewrite: a * (b * x) --> (a * b) * x where neither a nor b reads an index"""
+    match e:
+        case Op("mul", (b, x)) if not any(_reads(b)):
+            return op("mul", _product(factor, b), x)
+        case Const(b) if isinstance(factor, Const):
+            return Const(factor.value * b, "real")
+        case _:
+            return op("mul", factor, e)
+
+
+def separate(e: Expr, key: Var, lane: Expr | None = None) -> Parts:
+    """`e` as a sum of parts; `key` is the first key of the tile, `lane` j - key. What no rule splits is of the pair."""
     at_key, at_query, at_pair = _reads(e)
     if not at_pair and not (at_key and at_query):
-        return Parts(query=e) if at_query else Parts(key=e)
+        return Parts(key=e) if at_key else Parts(query=e)
     match e:
         case Op("add", (a, b)):
-            return separate(a, key) + separate(b, key)
+            return separate(a, key, lane) + separate(b, key, lane)
         case Op("sub", (a, b)):
-            return separate(a, key) + separate(op("neg", b), key)
+            return separate(a, key, lane) + separate(op("neg", b), key, lane)
         case Op("neg", (Op("real", (a,)),)):
-            return separate(op("real", op("neg", a)), key)
+            return separate(op("real", op("neg", a)), key, lane)
+        case Op("neg", (Op("mul" | "div" as name, (a, b)),)):
+            negative = op("neg", a) if not any(_reads(a)) else a
+            return separate(op(name, negative, b if negative is not a else op("neg", b)), key, lane)
         case Op("mul", (a, b)) if not any(_reads(a)):
-            return separate(b, key).times(a)
+            return separate(b, key, lane).times(a)
         case Op("mul", (a, b)) if not any(_reads(b)):
-            return separate(a, key).times(b)
+            return separate(a, key, lane).times(b)
         case Op("div", (a, b)) if not any(_reads(b)):
-            return separate(a, key).times(op("div", 1.0, b))
-        case Op("real", (a,)) if (split := _integers(a)) is not None:
-            first = substitute(split[0], {j: key})
-            return Parts(None, op("real", op("sub", split[0], first)), op("real", op("add", first, split[1])))
+            return separate(a, key, lane).times(op("div", 1.0, b))
+        case Op("real", (a,)) if (split := _split(a, key, lane)) is not None:
+            return Parts(None, op("real", split[0]), op("real", split[1]))
         case _:
-            return Parts(pair=e)
+            return Parts(pair=_converted(e, key, lane))
+
+
+def _split(e: Expr, key: Var, lane: Expr | None) -> tuple[Expr, Expr] | None:
+    """An integer sum as (what a key adds to the tile's first, what the first and a query give)."""
+    found = _integers(e)
+    if found is None:
+        return None
+    of_key, of_query = found
+    first = substitute(of_key, {j: key})
+    since = simplify(op("sub", substitute(of_key, {j: op("add", key, LANE)}), first))
+    if any(x is key or isinstance(x, Atom) for x in walk(since)):
+        return None
+    return substitute(since, {LANE: op("sub", j, key) if lane is None else lane}), _minus(first, of_query)
+
+
+def _minus(a: Expr, b: Expr) -> Expr:
+    """rewrite: a + (-b) --> a - b"""
+    match b:
+        case Op("neg", (c,)):
+            return op("sub", a, c)
+        case _:
+            return op("add", a, b)
+
+
+def _converted(e: Expr, key: Var, lane: Expr | None) -> Expr:
+    """rewrite: real(j - i), real(|j - i|) --> x, |x| with x = real(j - j0) + real(j0 - i); atoms stay as they are"""
+    done: dict[Expr, Expr] = {}
+    for node in scalar_walk(e):
+        match node:
+            case Op("real", (Op("abs", (a,)),)) if _split(a, key, lane) is not None:
+                done[node] = op("abs", separate(op("real", a), key, lane).whole())
+            case Op("real", (a,)) if _split(a, key, lane) is not None:
+                done[node] = separate(node, key, lane).whole()
+            case Op(_, args):
+                done[node] = with_children(node, tuple(done[a] for a in args))
+            case _:
+                done[node] = node
+    return done[e]
 
 
 def _integers(e: Expr) -> tuple[Expr, Expr] | None:

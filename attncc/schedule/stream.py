@@ -7,7 +7,7 @@ the mask's bounds allow, first those that need the predicate, then those that do
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -21,6 +21,7 @@ from attncc.passes.stream import LOG2E, SHIFT, X, is_exponential, streamed
 from attncc.schedule.builder import Builder
 from attncc.schedule.config import channels
 from attncc.schedule.ranges import Visits
+from attncc.schedule.separate import LANE, Parts, separate
 from attncc.schedule.variant import Variant
 from attncc.tile import nodes as t
 
@@ -97,6 +98,10 @@ class Stream:
         self.b = Builder(p.real, order, self._read)
         self.guards = Guards()
         self.row = ivar("r")
+        self.first = ivar("j0")
+        """The first key of the tile."""
+        self.apart: Expr | None = None
+        """What the score has by row and `log_score` left out."""
         self.split = {"d": channels(p.variant.D, p.variant), "e": channels(p.variant.E, p.variant)}
         self.tensors: dict[str, None] = {}
         own = ("q", "k", "v", "out", "lse", p.own("delta"), p.own("log_z"))
@@ -144,6 +149,7 @@ class Stream:
     def keys(self, base: Var, extent: int) -> None:
         """The keys of a tile from `base`."""
         axis = self.b.axis("j", extent)
+        self.first = base
         self.b.bindings[j] = self.b.let("j", t.Type((axis,), "i32"), t.Iota(base), "keys")
 
     @property
@@ -278,10 +284,33 @@ class Stream:
         """The predicate of a partial tile: the mask, and the ends of the axes that can be passed."""
         return self.b.lower(conj(mask, *ends))
 
+    def terms(self, e: Expr) -> Parts:
+        """An expression of pairs as a sum of what it has by pair, by key and by query."""
+        found = separate(e, self.first, LANE)
+        if any(x is LANE for part in (found.pair, found.key) if part is not None for x in walk(part)):
+            self.b.bindings[LANE] = self._lane()
+        return found
+
+    def _lane(self) -> Var:
+        """The keys of a tile, counted from its first: the same for every tile."""
+        scope = self.b.scopes[min(self.b.depth(self.key), self.b.depth(self.row))]
+        if (LANE, ("j",)) not in scope.known:
+            type = t.Type((t.Axis("j", self.b.extent("j")),), "i32")
+            lane = self.b.let("lane", type, t.Iota(Const(0, "int")), "keys of a tile", scope.depth)
+            scope.known[LANE, ("j",)] = lane.name
+        return Var(scope.known[LANE, ("j",)], "int")
+
     def log_score(self, score: Expr, allowed: Expr | None) -> Var:
-        """x = log2(e) * score, -inf where a pair is not allowed."""
-        x = self.b.value(scale(score, LOG2E), "x", "the score in base two")
+        """x = log2(e) * score, -inf where a pair is not allowed; of exponential weights without its terms by row."""
+        found = self.terms(scale(score, LOG2E))
+        self.apart = found.query if self.p.exponential and found.pair is not None else None
+        kept = replace(found, query=None) if self.apart is not None else found
+        x = self.b.value(kept.whole(), "x", "the score in base two")
         return x if allowed is None else self.b.value(op("where", allowed, x, NEVER), "x")
+
+    def without_rows(self, statistic: Var) -> Var:
+        """A maximum or log2 Z of rows, as exponents want it whose scores lack their terms by row."""
+        return statistic if self.apart is None else self.b.value(op("sub", statistic, self.apart), "anchor")
 
     def weight(self, f: Expr, x: Expr, shift: Expr, allowed: Expr | None, hint: str) -> Var:
         """f, a function of s, divided by exp(shift); 0 where a pair is not allowed."""

@@ -92,7 +92,7 @@ def pair_scores(k: Stream, s: Var, allowed: Expr | None, started: bool = False) 
     x = k.log_score(score, allowed)
     if started:
         return Scores(k.b.value(op("exp2", x), "w"), score, x, None, allowed)
-    log_z = k.stat(k.p.own("log_z"), "log_z")
+    log_z = k.without_rows(k.stat(k.p.own("log_z"), "log_z"))
     return Scores(k.weight(n.phi, x, log_z, allowed, "w"), score, x, log_z, allowed)
 
 
@@ -123,7 +123,7 @@ def product_gradient(k: Stream, ds: Var) -> tuple[Expr | None, Var]:
 def share_of(k: Stream, c: Capture, ds: Var) -> Var:
     """What the tile's pairs add to a capture, its coefficient left out."""
     _, rest = split_coefficient(c.factor)
-    return ds if rest is None else k.b.value(op("mul", ds, rest), "share")
+    return ds if rest is None else k.b.value(op("mul", ds, k.terms(rest).whole()), "share")
 
 
 def scaled(k: Stream, value: Var, factor: Expr | None, hint: str) -> Var:

@@ -114,27 +114,34 @@ def online(k: Stream, score: Expr, allowed: Expr | None, m: Var) -> Online:
     anchor = m_new
     if allowed is not None or not k.p.exponential:
         anchor = k.b.value(op("where", op("eq", m_new, NEVER), ZERO, m_new), "anchor", "finite in rows without a key")
-    w = k.weight(n.phi, x, anchor, allowed, "w")
-    psi = w if n.psi is n.phi else k.weight(n.psi, x, anchor, allowed, "psi")
+    shift = k.without_rows(anchor)
+    w = k.weight(n.phi, x, shift, allowed, "w")
+    psi = w if n.psi is n.phi else k.weight(n.psi, x, shift, allowed, "psi")
     return Online(w, psi, m_new, k.b.value(op("exp2", op("sub", m, anchor)), "alpha", "what the old sums are worth now"))
 
 
 def _log_scores(k: Stream, score: Expr, allowed: Expr | None) -> tuple[Expr, Expr]:
-    """The scores in base two, and each row's greatest.
+    """The scores in base two without their terms by row, and each row's greatest with them.
 
-    rewrite: max(c * s) --> c * max(s) for c > 0, so that the multiplication is part of the exponential's argument
+    rewrite: max(c * s + r) --> c * max(s) + r for c > 0, so that the multiplication is part of the exponential's
+    argument and terms r by row never meet the pairs
     """
-    match scale(score, LOG2E):
-        case Op("mul", (Const(c), a)) if c > 0 and a is k.p.attend.product:
+    found = k.terms(scale(score, LOG2E))
+    plain = found.key is None and (found.query is None or k.p.exponential)
+    x: Expr
+    match found.pair:
+        case Op("mul", (Const(c), a)) if plain and c > 0 and a is k.p.attend.product:
+            k.apart = found.query
             s = k.b.bindings[a]
             assert isinstance(s, Var)
             if allowed is not None:
                 s = k.b.value(op("where", allowed, s, NEVER), "s")
             top = k.b.let("top", k.b.over("i"), t.Reduce("max", s.name, "j"))
-            return op("mul", s, c), k.b.value(op("mul", top, c), "top")
+            x, top = op("mul", s, c), k.b.value(op("mul", top, c), "top")
         case _:
             x = k.log_score(score, allowed)
-            return x, k.b.let("top", k.b.over("i"), t.Reduce("max", x.name, "j"))
+            top = k.b.let("top", k.b.over("i"), t.Reduce("max", x.name, "j"))
+    return x, top if k.apart is None else k.b.value(op("add", top, k.apart), "top")
 
 
 def finish(k: Stream, m: Var, l: Var, acc: tuple[Var, ...]) -> tuple[Var, ...]:
