@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attncc.expr.build import ivar, op
-from attncc.expr.nodes import Atom, Const, Expr, Op, Var, substitute, walk, with_children
+from attncc.expr.nodes import Const, Expr, Op, Var, substitute, walk, with_children
 from attncc.expr.order import scalar_walk
 from attncc.ir.nodes import Contract
 from attncc.passes.simplify import simplify
@@ -71,8 +71,7 @@ def separate(e: Expr, key: Var, lane: Expr | None = None) -> Parts:
         case Op("neg", (Op("real", (a,)),)):
             return separate(op("real", op("neg", a)), key, lane)
         case Op("neg", (Op("mul" | "div" as name, (a, b)),)):
-            negative = op("neg", a) if not any(_reads(a)) else a
-            return separate(op(name, negative, b if negative is not a else op("neg", b)), key, lane)
+            return separate(op(name, a, op("neg", b)) if any(_reads(a)) else op(name, _negative(a), b), key, lane)
         case Op("mul", (a, b)) if not any(_reads(a)):
             return separate(b, key, lane).times(a)
         case Op("mul", (a, b)) if not any(_reads(b)):
@@ -80,22 +79,46 @@ def separate(e: Expr, key: Var, lane: Expr | None = None) -> Parts:
         case Op("div", (a, b)) if not any(_reads(b)):
             return separate(a, key, lane).times(op("div", 1.0, b))
         case Op("real", (a,)) if (split := _split(a, key, lane)) is not None:
-            return Parts(None, op("real", split[0]), op("real", split[1]))
+            return Parts(None, split[0], op("real", split[1]))
         case _:
             return Parts(pair=_converted(e, key, lane))
 
 
 def _split(e: Expr, key: Var, lane: Expr | None) -> tuple[Expr, Expr] | None:
-    """An integer sum as (what a key adds to the tile's first, what the first and a query give)."""
+    """An integer sum, linear in the key: (what a key adds to the tile's first, a real; what that and a query give)."""
     found = _integers(e)
     if found is None:
         return None
     of_key, of_query = found
     first = substitute(of_key, {j: key})
     since = simplify(op("sub", substitute(of_key, {j: op("add", key, LANE)}), first))
-    if any(x is key or isinstance(x, Atom) for x in walk(since)):
+    step = simplify(substitute(since, {LANE: Const(1, "int")}))
+    if not isinstance(step, Const) or since is not simplify(op("mul", step, LANE)):
         return None
-    return substitute(since, {LANE: op("sub", j, key) if lane is None else lane}), _minus(first, of_query)
+    place = op("real", op("sub", j, key) if lane is None else lane)
+    return place if step.value == 1 else op("mul", float(step.value), place), _minus(first, of_query)
+
+
+def in_steps(e: Expr, near: Expr, far: Expr, zero: Expr) -> Expr:
+    """A function of the tile's keys such that little of it can be kept from one turn to the next.
+
+    rewrite: c * real(lane) --> c * real(near) + (c + real(zero)) * real(far), where lane = near + far
+
+    Along the registers of a thread `near` takes few values and `far` is a constant, so that this is one operation a
+    key; `zero` is 0 and changes with the turn.
+    """
+    lane = op("real", LANE)
+    table: dict[Expr, Expr] = {lane: op("add", op("real", near), op("real", far))}
+    for node in walk(e):
+        match node:
+            case Op("mul", (c, x)) if x is lane:
+                steps = op("mul", op("add", c, op("real", zero)), op("real", far))
+                table[node] = op("add", op("mul", c, op("real", near)), steps)
+    return substitute(e, table)
+
+
+def _negative(e: Expr) -> Expr:
+    return Const(-e.value, e.sort) if isinstance(e, Const) else op("neg", e)
 
 
 def _minus(a: Expr, b: Expr) -> Expr:

@@ -21,7 +21,7 @@ from attncc.passes.stream import LOG2E, SHIFT, X, is_exponential, streamed
 from attncc.schedule.builder import Builder
 from attncc.schedule.config import channels
 from attncc.schedule.ranges import Visits
-from attncc.schedule.separate import LANE, Parts, separate
+from attncc.schedule.separate import LANE, Parts, in_steps, separate
 from attncc.schedule.variant import Variant
 from attncc.tile import nodes as t
 
@@ -285,11 +285,22 @@ class Stream:
         return self.b.lower(conj(mask, *ends))
 
     def terms(self, e: Expr) -> Parts:
-        """An expression of pairs as a sum of what it has by pair, by key and by query."""
+        """An expression of pairs as a sum of what it has by pair, by key and by query.
+
+        What keys add is the same for every tile. A partition whose accumulators are wide has no registers to keep it,
+        and computes it in every turn, which costs an operation per key.
+        """
         found = separate(e, self.first, LANE)
-        if any(x is LANE for part in (found.pair, found.key) if part is not None for x in walk(part)):
-            self.b.bindings[LANE] = self._lane()
-        return found
+        if not any(x is LANE for part in (found.pair, found.key) if part is not None for x in walk(part)):
+            return found
+        lane = self._lane()
+        self.b.bindings[LANE] = lane
+        if self.b.depth(lane) == 0 or max(self.p.variant.D, self.p.variant.E) <= 64:
+            return found
+        zero = self.b.value(op("min", op("sub", N, self.first), 0), "zero", "in a way that no compiler sees")
+        steps = op("add", op("mod", LANE, 8), zero), op("mul", op("floordiv", LANE, 8), 8), zero
+        pair, key = (None if x is None else in_steps(x, *steps) for x in (found.pair, found.key))
+        return replace(found, pair=pair, key=key)
 
     def _lane(self) -> Var:
         """The keys of a tile, counted from its first: the same for every tile."""

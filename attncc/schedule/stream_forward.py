@@ -117,7 +117,9 @@ def online(k: Stream, score: Expr, allowed: Expr | None, m: Var) -> Online:
     shift = k.without_rows(anchor)
     w = k.weight(n.phi, x, shift, allowed, "w")
     psi = w if n.psi is n.phi else k.weight(n.psi, x, shift, allowed, "psi")
-    return Online(w, psi, m_new, k.b.value(op("exp2", op("sub", m, anchor)), "alpha", "what the old sums are worth now"))
+    return Online(
+        w, psi, m_new, k.b.value(op("exp2", op("sub", m, anchor)), "alpha", "what the old sums are worth now")
+    )
 
 
 def _log_scores(k: Stream, score: Expr, allowed: Expr | None) -> tuple[Expr, Expr]:
