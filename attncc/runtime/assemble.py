@@ -20,8 +20,8 @@ SPILLED_ONCE = 512
 """More than this many make it unfit wherever they are."""
 SHARED_BYTES, REGISTERS = 232448, 65536
 """What one program can have on Hopper."""
-SERIALISED = ("C7507", "C7511", "C7512")
-"""Notices that products on tensor cores were made to wait for each other."""
+SERIALISED = ("mma_async instructions are serialized",)
+"""In notices that products on tensor cores were made to wait for each other: C7506, C7507, C7510 ... by the cause."""
 
 
 def assemble(ptx: str, capability: int) -> tuple[bytes, str]:
@@ -56,7 +56,7 @@ def assembled_well(name: str, said: str, image: bytes = b"") -> None:
 
     Registers that are spilled outside the loops with products, once for a tile of results, do no harm.
     """
-    waits = [line for line in said.splitlines() if any(code in line for code in SERIALISED)]
+    waits = [line for line in said.splitlines() if any(words in line for words in SERIALISED)]
     if waits:
         raise UnfitKernel(f"the products of kernel {name} wait for each other: {waits[0].strip()}")
     spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill stores", said))

@@ -78,5 +78,5 @@ def _assembled(built: Any, folder: Path) -> Cubin:
         spilled_bytes=sum(int(x) for x in re.findall(r"(\d+) bytes spill stores", said)),
         registers=max((int(x) for x in re.findall(r"Used (\d+) registers", said)), default=0),
         reallocates="USETMAXREG" in sass,
-        serialised=tuple(x for x in said.splitlines() if re.search(r"C75(07|11|12)", x)),
+        serialised=tuple(x for x in said.splitlines() if "mma_async instructions are serialized" in x),
     )
