@@ -4,7 +4,8 @@ rewrite: a * s + c * (j - i)  -->  pair: a * s,  key: c * (j - j0),  query: c * 
 rewrite: |j - i|, of the pair --> |(j - j0) + (j0 - i)|, converted to reals per key and per query
 
 so that an addition per pair becomes one per key and one per query. Integers are split around a key j0 of the tile:
-their parts stay as small as they were, and are exact while a query and a tile of keys are less than 2**24 apart.
+their parts are exact while a query and a tile of keys are less than 2**24 apart, and a term by key is rounded at the
+size that one tile gives it, wherever the tile lies.
 """
 
 from __future__ import annotations

@@ -350,7 +350,7 @@ class Stream:
 
     def loop(
         self,
-        over: t.Ranges | t.Count,
+        over: t.Ranges | t.Count | t.Work,
         index: str,
         axis: str,
         state: tuple[Var, ...],

@@ -57,6 +57,7 @@ def forward_kernel(p: Problem, tiles: Tiles) -> t.Kernel:
         keys = k.matrix("k", "d", (b, k.kv_head()), k.key, k.guards.key)
         score = k.scores(k.product(q, keys, "s", "d"))
         allowed = k.allowed(p.by_row.mask, k.guards.key) if masked else None
+        statistics: tuple[Var, ...] = ()
         if p.normalised:
             m, l, *acc = state
             new = online(k, score, allowed, m)
@@ -64,7 +65,7 @@ def forward_kernel(p: Problem, tiles: Tiles) -> t.Kernel:
             w, statistics = new.w, (new.m, k.b.value(op("add", op("mul", l, new.alpha), added), "l"))
             rescaled = tuple(k.b.value(op("mul", a, new.alpha), a.name.split("_")[0]) for a in acc)
         else:
-            w, statistics, rescaled = k.plain(p.attend.normaliser.phi, score, allowed, "w"), (), state
+            w, rescaled = k.plain(p.attend.normaliser.phi, score, allowed, "w"), state
         values = k.matrix("v", "e", (b, k.kv_head()), k.key, k.guards.key)
         return (*statistics, *k.accumulate(rescaled, w, values, "j", "acc"))
 

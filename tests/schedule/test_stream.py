@@ -59,8 +59,12 @@ def captured(spec: Spec, sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("target", ["triton", "torch"])
 @pytest.mark.parametrize("name", sorted(SPECS))
 def test_programs_match_the_reference(name: str, target: Target, shape: tuple[int, ...]) -> None:
+    check(SPECS[name], target, shape, "softmax" not in name and name not in ("sigmoid_attention",))
+
+
+def check(spec: Spec, target: Target, shape: tuple[int, ...], has_lse: bool = True) -> None:
+    """Output, lse and every gradient of `spec` in double, as the interpreter and the reference have them."""
     B, H, G, M, N, D, E = shape
-    spec = SPECS[name]
     torch.manual_seed(0)
     tensors = {
         "q": torch.randn(B, H, M, D, dtype=torch.float64),
@@ -72,7 +76,6 @@ def test_programs_match_the_reference(name: str, target: Target, shape: tuple[in
     for n in reals:
         tensors[n].requires_grad_()
     constants = {c.name: 20 if c.name == "window" else c.value for c in spec.constants}
-    has_lse = "softmax" not in name and name not in ("sigmoid_attention",)
     want = evaluate(spec, tensors, constants, return_lse=has_lse)
     d_out = torch.randn_like(want.out)
     d_lse = torch.randn(B, H, M, dtype=torch.float64) if has_lse else None
