@@ -7,6 +7,7 @@ import functools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +24,6 @@ from attncc.runtime.mistakes import NoSingleLse, NotPartitioned, UnknownBackend,
 from attncc.runtime.tuned import tuned
 from attncc.runtime.variants import address, forward_variant, layout_of, result_like
 from attncc.runtime.warmup import meta_tensors
-from attncc.schedule import overrides
 from attncc.schedule.variant import Variant
 
 if TYPE_CHECKING:
@@ -223,8 +223,8 @@ class Attention:
         variant = forward_variant(compiled.face, tensors, target, interpreted=mode == "interpret")
         variant = dataclasses.replace(variant, capability=place.capability or variant.capability)
         tiles = tuned(compiled.key, variant, device) if self._tiles == "tuned" else self._tiles
-        variant = dataclasses.replace(variant, tiles=overrides.of(tiles, "forward"))
-        behind = overrides.of(tiles, "backward")
+        ahead, behind = _halves(tiles)
+        variant = dataclasses.replace(variant, tiles=ahead)
         needs = [n for n, t in zip(compiled.face.inputs, tensors, strict=True) if t.requires_grad]
         if mode == "cuda" and needs and torch.is_grad_enabled():  # compile the backward beside the forward
             both = dataclasses.replace(variant, gradients=tuple(needs), tiles=behind)
@@ -367,12 +367,20 @@ def compile_spec(
     if backend == "auto":
         backend = setting("ATTNCC_BACKEND")
     compiled = family(spec, deterministic=deterministic)
-    if tiles != "tuned":
+    if tiles not in ("", "tuned"):
         try:
-            overrides.check(tiles)
+            import_module("attncc.schedule.overrides").check(tiles)
         except ValueError as e:
             raise WrongTiles(f"tiles={tiles!r}: {e}") from None
     return _attention(compiled, tuple(check_constants(compiled.face, constants).items()), backend, tiles)
+
+
+def _halves(tiles: str) -> tuple[str, str]:
+    """What `tiles` says of the forward and of the backward. The schedule is imported for it only where it says any."""
+    if not tiles:
+        return "", ""
+    overrides = import_module("attncc.schedule.overrides")
+    return overrides.of(tiles, "forward"), overrides.of(tiles, "backward")
 
 
 @functools.lru_cache(maxsize=256)
