@@ -21,6 +21,7 @@ def partitions_are_apart(c: Checked, kernel: t.Kernel) -> None:
     """
     places = list(c.places(kernel))
     _values(kernel, places)
+    _work(places)
     _slots(places)
     _barriers(places)
     _resources(places)
@@ -38,6 +39,26 @@ def _values(kernel: t.Kernel, places: list[Place]) -> None:
             outside.add(place.stmt.name)
         if place.partition and (crossing := sorted(uses(place.stmt) & outside)):
             raise place.error(PartitionError, f"{', '.join(crossing)} lies in registers of the code before")
+
+
+def _work(places: list[Place]) -> None:
+    """Partitions take the same places in the same order: each in one loop over the same work, in no other body."""
+    first: t.Work | None = None
+    taken: set[str] = set()
+    for place in places:
+        s = place.stmt
+        if not isinstance(s, t.For) or not isinstance(s.over, t.Work):
+            continue
+        if not place.partition or place.loops or place.branches:
+            raise place.error(PartitionError, "a loop over work stands in a partition, and in no other body there")
+        if place.partition in taken:
+            raise place.error(PartitionError, f"{place.partition} has a loop over work already")
+        if s.order != "asc":
+            raise place.error(PartitionError, "a loop over work goes up, in every partition")
+        first = first or s.over
+        if s.over != first:
+            raise place.error(PartitionError, "partitions take the places of their program in different orders")
+        taken.add(place.partition)
 
 
 def _written(s: t.Stmt) -> t.Slot | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from attncc.expr.nodes import Expr, Op, Var, free_vars, walk
 from attncc.tile import nodes as t
+from attncc.tile.dialect import works
 from attncc.tile.text import headline, sort_of
 from attncc.tile.verify_faults import ScopeError, VerifyError
 
@@ -85,6 +86,8 @@ class Checked:
     def places(self, kernel: t.Kernel) -> Iterator[Place]:
         """Every statement of a kernel, outer ones first."""
         types = self.scalar_types(kernel)
+        if works(kernel):  # positions are known inside the loops over work alone
+            types = {n: x for n, x in types.items() if n in kernel.scalars}
         yield from _walk(kernel.body, Place(kernel, t.Fence(), types), types)
 
 
@@ -95,8 +98,10 @@ def _walk(stmts: tuple[t.Stmt, ...], around: Place, types: dict[str, t.Type]) ->
         match s:
             case t.Let(name, type, _):
                 types[name] = type
-            case t.For(index, _, carried, body):
+            case t.For(index, over, carried, body):
                 inner = {**types, index: SCALAR_INT, **{c.name: c.type for c in carried}}
+                if isinstance(over, t.Work):
+                    inner |= {a.name: SCALAR_INT for a in kernel.grid}
                 yield from _walk(body, Place(kernel, s, inner, (*loops, s), branches, partition), inner)
                 types |= {c.name: c.type for c in carried}
             case t.If(_, then, orelse, carried):
@@ -245,6 +250,8 @@ def slot_names(slot: t.Slot | t.Bar) -> frozenset[str]:
 def uses(s: t.Stmt) -> frozenset[str]:
     """Names a statement itself reads, not those of the statements inside it."""
     match s:
+        case t.Let(_, _, t.DotWait(value, _, after)):
+            return frozenset({value, *after})
         case t.Let(_, _, op):
             return operands(op)
         case t.Store(_, index, value, guard) | t.ReduceAdd(_, index, value, _, guard):

@@ -86,6 +86,7 @@ EVERY_OP: tuple[t.Op, ...] = (
     t.Dot("a", "b", "d"),
     t.Dot(SLOT, PART, "d", "acc", "tf32", True),
     t.DotWait("s", 1),
+    t.DotWait("s", 0, ("p", "odd name")),
     t.Cast("p"),
     t.Cast("p", "stochastic"),
     t.SharedLoad(PART),
@@ -115,6 +116,8 @@ EVERY_STMT: tuple[t.Stmt, ...] = (
     t.For("n", t.Ranges(8, ivar("N"), PIECES, full=True), CARRY, (t.Yield(("m", "flag")),), "j", "desc", 3, "loop"),
     t.For("n", t.Ranges(8, ivar("N"), ()), (), (t.Yield(()),), "j"),
     t.For("tiles", t.Count(ivar("tiles"), ivar("N")), (), (t.Fence(),), order="asc"),
+    t.For("item", t.Work(), CARRY, (t.Yield(("m", "flag")),), order="asc", note="places"),
+    t.For("item", t.Work(op("max", ivar("work"), 1)), (), (t.Fence(),), order="asc"),
     t.If(op("lt", ivar("n"), 1), (t.Yield(("a", "b")),), (t.Yield(("c", "d")),), CARRY, "choice"),
     t.If(TRUE, (t.Fence(),), ()),
     t.AllocShared("ring", TILE, 3),
@@ -125,6 +128,7 @@ EVERY_STMT: tuple[t.Stmt, ...] = (
     t.BarExpect(BAR, 4096),
     t.BarWait(BAR, op("mod", ivar("n"), 2)),
     t.BarArrive(BAR),
+    t.BarArrive(BAR, 4),
     t.CopyIn(SLOT, "k", (ivar("b"), op("mul", ivar("n"), 8), int_(0)), BAR),
     t.CopyOut(PART, "k", (ivar("b"), int_(0)), add=True),
     t.CopyWait(0),
@@ -196,6 +200,15 @@ def test_numbers_keep_their_kind() -> None:
         (back,) = parse_kernel(dump_kernel(kernel)).body
         assert isinstance(back, t.Let) and isinstance(back.op, t.Load)
         assert (back.op.other, type(back.op.other)) == (other, type(other))
+
+
+def test_partitioned_programs_read_well() -> None:
+    work = t.For("item", t.Work(op("max", ivar("N"), 1)), (), (t.BarArrive(BAR, 4),), order="asc")
+    text = dump_kernel(t.Kernel("k", (), (), (), (work, t.Let("x", TILE, t.DotWait("s", 0, ("p", "q"))))))
+    assert "  for item in work by max(N, 1) asc\n" in text
+    assert "    BarArrive(full[n], count=4)\n" in text
+    assert "  x: f32[i 16, j 8] = DotWait(s, 0, after=[p, q])\n" in text
+    assert "count" not in dump_kernel(t.Kernel("k", (), (), (), (t.BarArrive(BAR),)))
 
 
 def test_headline() -> None:
