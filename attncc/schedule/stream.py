@@ -290,6 +290,8 @@ class Stream:
         What keys add is the same for every tile. A partition whose accumulators are wide has no registers to keep it,
         and computes it in every turn, which costs an operation per key.
         """
+        if self.p.variant.target == "torch":  # whose last tile is as long as what is left
+            return separate(e, self.first)
         found = separate(e, self.first, LANE)
         if not any(x is LANE for part in (found.pair, found.key) if part is not None for x in walk(part)):
             return found
