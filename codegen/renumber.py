@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import tokenize
 from collections.abc import Collection, Sequence
@@ -17,7 +18,7 @@ def renumbered(text: str, arguments: Sequence[str], names: Collection[str]) -> t
     """
     tokens = [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type != tokenize.COMMENT]
     wanted = {*arguments, *names}
-    pairs = zip(tokens, tokens[1:], strict=False)
+    pairs = itertools.pairwise(tokens)
     taken = {b.string for a, b in pairs if b.type == tokenize.NAME and a.string != "."} - wanted
     new: dict[str, str] = {}
 

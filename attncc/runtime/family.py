@@ -23,7 +23,7 @@ from attncc.errors import AttnccError, SpecError
 from attncc.runtime.cache import Entry, cache, digest, sources_key
 from attncc.runtime.interface import Interface, Number, from_data, interface_of, to_data
 from attncc.runtime.kernels import Binary, Order, compile_all, numbers, triton_version
-from attncc.runtime.mistakes import KernelFailed, NotDeterministic
+from attncc.runtime.mistakes import KernelFailed, NotDeterministic, UnfitKernel
 from attncc.runtime.text import execute, host_part, keep
 from attncc.schedule.variant import Variant
 
@@ -183,7 +183,7 @@ class Family:
         reason = _untested(triton_version())
         if not reason:
             try:
-                return self._built(variant, which, place)
+                return self._fitting(variant, which, place)
             except (KernelFailed, NotDeterministic) as failed:
                 reason = failed.diagnostic.message
             except SpecError:
@@ -199,6 +199,18 @@ class Family:
         entry = self._built(dataclasses.replace(variant, target="triton"), which, place)
         entry.data["reason"] = reason
         return entry
+
+    def _fitting(self, variant: Variant, which: Which, place: Place) -> Entry:
+        """The default plan, or the first one of the ladder whose kernels are worth running."""
+        ladder = importlib.import_module("attncc.schedule.hopper_config").LADDER[which]
+        rungs = (variant.tiles,) if variant.tiles else ("", *ladder)
+        for n, tiles in enumerate(rungs):
+            try:
+                return self._built(dataclasses.replace(variant, tiles=tiles), which, place)
+            except UnfitKernel:
+                if n == len(rungs) - 1:
+                    raise
+        raise AssertionError("a ladder has rungs")
 
     def _built(self, variant: Variant, which: Which, place: Place) -> Entry:
         pair = self.programs(variant)

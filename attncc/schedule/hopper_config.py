@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,6 +39,16 @@ class HopperForward:
     def entry(self) -> int:
         """Registers of a thread before partitions trade them; the producer's one warp counts as four."""
         return 65536 // (128 * (self.consumers + 1)) // 8 * 8
+
+
+LADDER: Mapping[str, tuple[str, ...]] = {
+    "forward": ("partitioned.forward.rounded=True",),
+    "backward": (
+        "partitioned.backward.calm=True",
+        "partitioned.backward.rows=64 partitioned.backward.share=keys partitioned.backward.started=False",
+    ),
+}
+"""What is tried in turn, as overrides, where the default plan of a half does not fit a thread's registers."""
 
 
 def forward_plan(widest: int, demand: Demand) -> HopperForward:

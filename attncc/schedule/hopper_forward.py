@@ -58,7 +58,8 @@ class _Forward:
         if not self.resident:
             self._place()
         self._memory()
-        parts = [self._partition(f"consumer{c}", 4, plan.registers, partial(self._consumer, c)) for c in range(plan.consumers)]
+        consumers = [partial(self._consumer, c) for c in range(plan.consumers)]
+        parts = [self._partition(f"consumer{n}", 4, plan.registers, body) for n, body in enumerate(consumers)]
         parts.append(self._partition("producer", 1, plan.spare, self._producer))
         k.b.add(t.Partitions(tuple(parts)))
         for name in ("q", "k", "v", "out"):
@@ -309,7 +310,6 @@ class _Forward:
         plan, rows = self.plan, self.plan.consumers * self.plan.rows
         taken = self._bytes("d", rows) + plan.depth * (self._bytes("d", plan.keys) + self._bytes("e", plan.keys))
         return taken + self._bytes("e", rows) <= ROOM
-
 
 
 def short(p: Problem) -> bool:

@@ -84,7 +84,7 @@ class Turns:
     total: Expr
 
     def tile(self, n: Expr, masked: bool = False) -> Expr:
-        """The tile of turn `n`, from the far end of each piece to its beginning; `masked` turns lie in partial pieces."""
+        """The tile of turn `n`: each piece from its far end back. `masked` turns lie in partial pieces."""
         starts = (ZERO, *self.ends[:-1])
         pieces = list(zip(self.partial, starts, self.ends, strict=True))
         if self.full is not None and not (masked and pieces):

@@ -13,7 +13,6 @@ from typing import Any
 from attncc.expr.nodes import Expr, free_vars
 from attncc.tile import nodes as t
 
-
 _OTHER = frozenset({"axis", "op", "layout", "note", "order", "how", "rounding", "precision"})
 """Fields whose text is no name of a value."""
 

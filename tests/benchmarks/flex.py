@@ -1,4 +1,6 @@
-"""Times compiled specs beside FlexAttention and SDPA on one CUDA device: `python -m tests.benchmarks.flex OUT.json [BACKEND]`.
+"""Times compiled specs beside FlexAttention and SDPA on one CUDA device.
+
+`python -m tests.benchmarks.flex OUT.json [BACKEND]`; the backend is `triton` unless it is named.
 
 Same tensors, one process, rounds interleaved, medians. FLOPs count the mask's density: forward 4 B H M N D, backward
 2.5 times that.
@@ -130,7 +132,8 @@ def measure(case: Case, batch: int, heads: int, dim: int) -> dict[str, Any]:
 
 def main() -> None:
     """Prints the table and writes it as JSON."""
-    head = {"backend": BACKEND, "gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
+    versions = {"torch": torch.__version__, "triton": triton.__version__}
+    head = {"backend": BACKEND, "gpu": torch.cuda.get_device_name(), **versions}
     print(head, date.today())
     rows = []
     for batch, heads, dim in SHAPES:

@@ -53,7 +53,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as cache:
             cold = measure(spec, backend, cache)
             warm = min((measure(spec, backend, cache) for _ in range(3)), key=lambda f: f["ready_ms"])
-        print(f"{spec} ({backend}): cold {cold['both_ms']:.0f} ms forward and backward; warm {warm['ready_ms']:.1f} ms ready,")
+        print(f"{spec} ({backend}): cold {cold['both_ms']:.0f} ms forward and backward;", end=" ")
+        print(f"warm {warm['ready_ms']:.1f} ms ready,")
         print(f"  {warm['both_ms']:.1f} ms forward and backward")
 
 
