@@ -127,6 +127,7 @@ def share_of(k: Stream, c: Capture, ds: Var) -> Var:
 
 
 def scaled(k: Stream, value: Var, factor: Expr | None, hint: str) -> Var:
+    """`value` times the factor that its sum left out."""
     return value if factor is None else k.b.value(op("mul", value, factor), hint)
 
 
