@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import attncc
 from attncc.codegen.boxes import all_statements
 from attncc.driver import load
 from attncc.expr.build import ivar, lift, op
@@ -18,8 +19,9 @@ from attncc.reference import evaluate as evaluate_spec
 from attncc.schedule.separate import LANE, Parts, i, in_steps, j, separate
 from attncc.schedule.variant import Target, Variant
 from attncc.tile.interpret import run_program
-from attncc.tile.nodes import Let, Map, Type
-from tests.schedule.test_stream import build, check
+from attncc.tile.nodes import Dtype, Let, Map, Type
+from attncc.tile.verify import verify
+from tests.schedule.test_stream import build, captured, check
 from tests.support.specs import QK, SCALED
 
 H, KEY = ivar("h"), ivar("j0")
@@ -149,6 +151,42 @@ TEXTS = {
 @pytest.mark.parametrize("name", TEXTS)
 def test_programs_match_the_reference(name: str, target: Target, shape: tuple[int, ...]) -> None:
     check(load(TEXTS[name])[0], target, shape)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_the_torch_backend_matches_the_reference(name: str) -> None:
+    sizes = {"b": 1, "h": 2, "m": 70, "n": 90}
+    torch.manual_seed(0)
+    given = {n: torch.randn(1, 2, s, 16, dtype=torch.float64) for n, s in (("q", 70), ("k", 90), ("v", 90))}
+    given |= captured(load(TEXTS[name])[0], sizes)
+    for x in given.values():
+        x.requires_grad_()
+    results = []
+    for attend in (attncc.compile(TEXTS[name], backend="torch"), attncc.reference(TEXTS[name])):
+        out: torch.Tensor = attend(**given)
+        results.append((out, *torch.autograd.grad(out.sin().sum(), list(given.values()))))
+    for what, got, want in zip(("out", *given), *results, strict=True):
+        torch.testing.assert_close(got, want, msg=what)
+
+
+@pytest.mark.parametrize("channels", [64, 80])
+@pytest.mark.parametrize("name", ["slopes", "distance"])
+def test_partitions_match_the_reference(name: str, channels: int) -> None:
+    """With what keys add kept from turn to turn, and computed in every turn."""
+    spec = load(TEXTS[name])[0]
+    torch.manual_seed(0)
+    tensors = {n: torch.randn(1, 2, 50, channels).half().double() for n in "qkv"}
+    tensors |= {p.name: torch.randn(2).half().double() * 0.2 for p in spec.params}
+    want = evaluate_spec(spec, tensors, {}, return_lse=True)
+    small = "partitioned.forward.rows=16 partitioned.forward.keys=16"
+    kinds: tuple[tuple[str, Dtype], ...] = tuple((p.name, "f32") for p in spec.params)
+    program = build(spec, Variant("gluon", channels, channels, "f16", kinds, tiles=small)).forward
+    assert not program.note
+    verify(program)
+    got = run_program(program, {n: x.numpy() for n, x in tensors.items()}).outputs
+    np.testing.assert_allclose(got["out"], want.out.numpy(), atol=4e-3)
+    assert want.lse is not None
+    np.testing.assert_allclose(got["lse"], want.lse.numpy(), rtol=1e-6, atol=2e-6)
 
 
 def test_far_keys_cost_near_ones_no_precision() -> None:
