@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,7 +158,9 @@ def test_programs_match_the_reference(name: str, target: Target, shape: tuple[in
 def test_the_torch_backend_matches_the_reference(name: str) -> None:
     sizes = {"b": 1, "h": 2, "m": 70, "n": 90}
     torch.manual_seed(0)
-    given = {n: torch.randn(1, 2, s, 16, dtype=torch.float64) for n, s in (("q", 70), ("k", 90), ("v", 90))}
+    given: dict[str, Any] = {
+        n: torch.randn(1, 2, s, 16, dtype=torch.float64) for n, s in (("q", 70), ("k", 90), ("v", 90))
+    }
     given |= captured(load(TEXTS[name])[0], sizes)
     for x in given.values():
         x.requires_grad_()
