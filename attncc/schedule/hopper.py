@@ -31,6 +31,8 @@ def forward_refusal(p: Problem, plan: HopperForward) -> str:
         return reason
     if max(v.D, v.E) > 256:
         return "channels beyond 256 do not fit the accumulators"
+    if plan.depth < 2:
+        return "with one slot, values wait for the end of the turn that needs them"
     return ""
 
 

@@ -17,7 +17,8 @@ from dataclasses import replace
 from functools import partial
 
 from attncc.expr.build import op
-from attncc.expr.nodes import Const, Expr, Var
+from attncc.expr.nodes import Const, Expr, Var, free_vars, walk
+from attncc.ir.nodes import Load
 from attncc.schedule.config import Tiles
 from attncc.schedule.hopper_config import ROOM, HopperForward
 from attncc.schedule.monotone import direction
@@ -45,6 +46,8 @@ class _Forward:
         self.k = Stream(p, ("i", "j"))
         self.tile = plan.rows * plan.consumers
         self.resident = plan.resident and short(p)
+        reads = [x for x in walk(p.attend.score) if isinstance(x, Load) and x.tensor not in ("q", "k")]
+        self.by_key = any("j" in free_vars(e) for x in reads for e in x.index)
         n = p.attend.normaliser
         self.stats = 3 if p.normalised else 0
         """m, l and what sums of earlier turns are worth."""
@@ -266,7 +269,7 @@ class _Forward:
         k, p = self.k, self.p
         tile = self.turns.tile(n, masked and not isinstance(n, Const))
         k.keys(k.b.value(op("mul", tile, self.plan.keys), "j0"), self.plan.keys)
-        k.guards = replace(k.guards, key=op("lt", k.key, N) if masked else Guards().key)
+        k.guards = replace(k.guards, key=op("lt", k.key, N) if masked or self.by_key else Guards().key)
         score = k.scores(s)
         allowed = k.allowed(p.by_row.mask, k.guards.key) if masked else None
         if not p.normalised:

@@ -96,7 +96,7 @@ class Turns:
             return ZERO
         for piece, start, end in reversed(pieces):
             e = op("where", op("lt", n, end), _back(piece, n, start), e)
-        return e
+        return op("max", e, 0) if isinstance(n, Const) else e
 
 
 def _back(piece: t.Interval, n: Expr, start: Expr) -> Expr:
