@@ -224,7 +224,7 @@ class Attention:
         variant = dataclasses.replace(variant, capability=place.capability or variant.capability)
         tiles = tuned(compiled.key, variant, device) if self._tiles == "tuned" else self._tiles
         ahead, behind = _halves(tiles)
-        variant = dataclasses.replace(variant, tiles=ahead)
+        variant = dataclasses.replace(variant, tiles=ahead, ordered=compiled.deterministic and mode != "torch")
         needs = [n for n, t in zip(compiled.face.inputs, tensors, strict=True) if t.requires_grad]
         if mode == "cuda" and needs and torch.is_grad_enabled():  # compile the backward beside the forward
             both = dataclasses.replace(variant, gradients=tuple(needs), tiles=behind)

@@ -106,7 +106,10 @@ class Cache:
             self.memory[key] = entry
 
     def get_or_build(self, key: str, build: Callable[[], Entry]) -> tuple[Entry, bool]:
-        """The entry, and whether it was built here. Of several processes that miss the same key, one builds."""
+        """The entry, and whether it was built here. Of several processes that miss the same key, one builds.
+
+        What stands in for something that failed by a mistake is not kept.
+        """
         found = self.get(key)
         if found is not None:
             return found, False
@@ -115,7 +118,8 @@ class Cache:
             if found is not None:
                 return found, False
             entry = build()
-            self.put(key, entry)
+            if not entry.data.get("mistake"):
+                self.put(key, entry)
             return entry, True
 
     def _path(self, key: str) -> Path:

@@ -22,7 +22,7 @@ from attncc.diagnostics import Source
 from attncc.errors import AttnccError, SpecError
 from attncc.runtime.cache import Entry, cache, digest, sources_key
 from attncc.runtime.interface import Interface, Number, from_data, interface_of, to_data
-from attncc.runtime.kernels import Binary, Order, compile_all, numbers, triton_version
+from attncc.runtime.kernels import Binary, Order, compile_all, load_triton, numbers, triton_version
 from attncc.runtime.mistakes import KernelFailed, NotDeterministic, UnfitKernel
 from attncc.runtime.text import execute, host_part, keep
 from attncc.schedule.variant import Variant
@@ -180,7 +180,7 @@ class Family:
         """Where a partitioned kernel can't be made or is not worth running, the plain one instead, and the reason."""
         if variant.target != "gluon":
             return self._built(variant, which, place)
-        reason = _untested(triton_version())
+        reason, mistaken = _untested(triton_version()), False
         if not reason:
             try:
                 return self._fitting(variant, which, place)
@@ -189,6 +189,7 @@ class Family:
             except SpecError:
                 raise
             except Exception as failed:
+                mistaken = True
                 reason = failed.diagnostic.message if isinstance(failed, AttnccError) else repr(failed)
                 warnings.warn(
                     f"the {which} of {self.face.name} runs as plain Triton after a mistake of ours, please report it: "
@@ -197,7 +198,7 @@ class Family:
                     stacklevel=2,
                 )
         entry = self._built(dataclasses.replace(variant, target="triton"), which, place)
-        entry.data["reason"] = reason
+        entry.data["reason"], entry.data["mistake"] = reason, mistaken
         return entry
 
     def _fitting(self, variant: Variant, which: Which, place: Place) -> Entry:
@@ -230,6 +231,7 @@ class Family:
         }
         blobs = {"text": text.encode()}
         if place.mode == "cuda":
+            load_triton(split)
             functions = execute(text, f"{self.face.name} {which} {self.key[:8]}")
             binaries = compile_all(functions, orders(program), place.capability)
             blobs["host"] = host_part(text).encode()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -49,6 +51,22 @@ class Binary:
     """Triton's own text of the kernel after its last pass over tiles."""
     maps: tuple[Map, ...] = ()
     """Of its descriptors, in order."""
+
+
+_loading = threading.Lock()
+
+
+def load_triton(gluon: bool) -> None:
+    """Imports Triton's compiler, one thread at a time: its modules import each other in circles."""
+    with _loading:
+        try:
+            importlib.import_module("triton.compiler")
+            importlib.import_module("triton.language")
+            if gluon:
+                importlib.import_module("triton.experimental.gluon.language.nvidia.hopper")
+                importlib.import_module("triton.experimental.gluon.nvidia.hopper")
+        except ModuleNotFoundError as e:
+            raise NoTriton("this backend needs Triton", hint="install triton, or use backend='torch'") from e
 
 
 def triton_version() -> str:

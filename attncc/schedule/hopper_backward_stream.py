@@ -34,7 +34,7 @@ class StagedStream(Stream):
     slot: Expr
     parts: Parts
 
-    def stat(self, tensor: str, hint: str) -> Var:
+    def stat(self, tensor: str, hint: str, other: float = 0.0) -> Var:
         """One number per row, as the turn's tile brings it; log2 Z less what the score has by row."""
         rows = self.b.extent("i")
         part = ("i", packed(self.p).index(tensor) * rows, rows)

@@ -19,7 +19,10 @@ from attncc.tile import nodes as t
 
 
 def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward | None = None) -> t.Program | str:
-    """The partitioned backward, or why there is none. Captures by row or by pair get a plain kernel beside it."""
+    """The partitioned backward, or why there is none. Captures by row or by pair get a plain kernel beside it.
+
+    So does dQ where every sum is added up in one order: the partitioned kernels of all keys add to it as they come.
+    """
     demand, wanted, found = plain.demand(p), p.variant.gradients, captures(p)
     inside = tuple(c for c in found if c.place in ("key", "tile") and not c.of_z)
     positions = bool({i, j} & set(walk(substitute(p.attend.score, {p.attend.product: ZERO}))))
@@ -32,22 +35,24 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
     of_z = tuple(c for c in found if c.of_z)
     beside = tuple(c for c in found if c.place in ("row", "pair") and not c.of_z)
     tiles = plain.plain_plan(p)
-    main = bool({"q", "k", "v"} & set(wanted) or inside)
+    apart = p.variant.ordered and "q" in wanted
+    summed = frozenset(wanted) & {"q", "k", "v"} - ({"q"} if apart else set())
+    main, walked = bool(summed or inside), bool(beside or apart)
     kernels: list[t.Kernel] = []
     if p.normalised:
-        kernels.append(statistics_kernel(p, how, of_z, bool(beside)))
+        kernels.append(statistics_kernel(p, how, of_z, walked))
     if main:
-        kernels.append(partitioned_keys(p, how, frozenset(wanted) & {"q", "k", "v"}, inside))
-    if "q" in wanted:
+        kernels.append(partitioned_keys(p, how, summed, inside))
+    if "q" in summed:
         kernels.append(cast_kernel(p))
-    if beside:
-        kernels.append(queries_kernel(p, tiles.queries, False, beside))
+    if walked:
+        kernels.append(queries_kernel(p, tiles.queries, apart, beside))
     scans, before = plain.scans_read(p, runs, tuple(kernels))
     steps: list[t.Step] = [*plain.prologue(p, tuple(kernels)), *before]
     if p.normalised:
         steps.append(t.Alloc(statistics(p, how)))
-        steps += [t.Alloc(plain.stat(p, n)) for n in map(p.own, ("delta", "log_z")) if beside]
-    steps += [t.Alloc(query_sums(p), 0.0)] if "q" in wanted else []
+        steps += [t.Alloc(plain.stat(p, n)) for n in map(p.own, ("delta", "log_z")) if walked]
+    steps += [t.Alloc(query_sums(p), 0.0)] if "q" in summed else []
     steps += [t.Alloc(plain.tensor(p, f"d_{n}", strided=True), like=n) for n in wanted if n in ("q", "k", "v")]
     buffers = {c.buffer: _buffer(c, p, how, tiles.queries.rows) for c in found}
     steps += [t.Alloc(buffers[c.buffer], 0.0 if c.place == "pair" else None) for c in found]

@@ -185,10 +185,11 @@ class Stream:
         for (c, real, _), part in zip(self.pieces(prefix), parts, strict=True):
             self.b.add(t.Store(tensor, (*lead, at, c), self.cast(part, self.p.variant.dtype).name, conj(guard, real)))
 
-    def stat(self, tensor: str, hint: str) -> Var:
-        """One number per row of a [B, H, M] tensor."""
+    def stat(self, tensor: str, hint: str, other: float = 0.0) -> Var:
+        """One number per row of a [B, H, M] tensor, `other` past the last row."""
         self.tensors[tensor] = None
-        return self.b.load(hint, self.p.real, t.Load(tensor, (b, self.head(), self.row), self.guards.row), "real")
+        load = t.Load(tensor, (b, self.head(), self.row), self.guards.row, other or 0)
+        return self.b.load(hint, self.p.real, load, "real")
 
     def head(self) -> Expr:
         return self.b.bindings.get(h, h)

@@ -11,6 +11,7 @@ Scores are laid out key by query in the first, query by key in the second, so th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from attncc.expr.build import conj, op
@@ -92,7 +93,7 @@ def pair_scores(k: Stream, s: Var, allowed: Expr | None, started: bool = False) 
     x = k.log_score(score, allowed)
     if started:
         return Scores(k.b.value(op("exp2", x), "w"), score, x, None, allowed)
-    log_z = k.without_rows(k.stat(k.p.own("log_z"), "log_z"))
+    log_z = k.without_rows(k.stat(k.p.own("log_z"), "log_z", math.inf))
     return Scores(k.weight(n.phi, x, log_z, allowed, "w"), score, x, log_z, allowed)
 
 

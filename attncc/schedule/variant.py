@@ -54,6 +54,8 @@ class Variant:
     """Several heads may share a kv head; else there are as many of one as of the other."""
     capability: int = 90
     """Of the GPU whose registers and shared memory the default tiles are chosen for: 90 for sm_90."""
+    ordered: bool = False
+    """Every sum is added up in one order, so that equal calls give equal bits."""
     tiles: str = ""
     """What differs from the default plan (attncc.schedule.overrides)."""
 

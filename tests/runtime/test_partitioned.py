@@ -119,8 +119,8 @@ def test_where_order_matters_sums_in_bulk_are_not_used(hopper: Recorder) -> None
     attn(q, k, v)
     attn.warmup(q, k, v)
     forward, backward = sorted(attn._family.halves, key=lambda h: h.which == "backward")
-    assert forward.partitioned and not backward.partitioned
-    assert "adds with atomics, in an order that may vary" in backward.reason
+    assert forward.partitioned and backward.partitioned and not backward.reason
+    assert "queries_kernel" in backward.text and "copy_add" not in backward.text
 
 
 @pytest.mark.parametrize("mistake", [InternalError("broken"), KeyError("broken")])

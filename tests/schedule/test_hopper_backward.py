@@ -160,6 +160,18 @@ def test_crowded_registers_take_fewer_rows() -> None:
     assert [rows_per_turn(n, three) for n in ("alibi", "gemma2", "t5", "softpick")] == [64] * 4
 
 
+@pytest.mark.parametrize("name", ["alibi", "gpt_oss", "packed_documents", "sigmoid_attention"])
+def test_sums_in_one_order_leave_queries_to_a_plain_kernel(name: str) -> None:
+    case = Case(name, (1, 4, 2, 130, 200, 64, 64))
+    program = stream(case.problem(ordered=True)).backward
+    assert program is not None and is_partitioned(program)
+    assert "queries_kernel" in [k.name for k in program.kernels]
+    verify(program, deterministic=True)
+    first, second = (case.run(program, seed) for seed in (0, 1))
+    assert all((first[n] == second[n]).all() for n in first)
+    case.check(program)
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_no_interleaving_races(seed: int) -> None:
     case = Case("causal", (1, 2, 1, 130, 140, 64, 64))
