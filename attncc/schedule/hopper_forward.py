@@ -45,7 +45,7 @@ class _Forward:
         self.p, self.plan = p, plan
         self.k = Stream(p, ("i", "j"))
         self.tile = plan.rows * plan.consumers
-        self.resident = plan.resident and short(p)
+        self.resident = plan.resident and short(p) and self._room()
         reads = [x for x in walk(p.attend.score) if isinstance(x, Load) and x.tensor not in ("q", "k")]
         self.by_key = any("j" in free_vars(e) for x in reads for e in x.index)
         n = p.attend.normaliser
