@@ -221,14 +221,14 @@ class Body(Memory):
             self.w.line(f"place = gl.program_id(0) + {python_name(s.index)} * gl.num_programs(0)")
             tile, rest = "place % tiles", "place // tiles"
             if over.group is not None:
-                self.w.line(f"group = {self.scalar(over.group)}")
-                self.w.line("begin = place // (tiles * group) * group")
-                self.w.line("members = gl.minimum(group, others - begin)")
-                self.w.line("inside = place % (tiles * group)")
-                tile, rest = "inside // members", "begin + inside % members"
-            self.w.line(f"tile = {tile}")
+                self.w.line(f"work_group = {self.scalar(over.group)}")
+                self.w.line("work_begin = place // (tiles * work_group) * work_group")
+                self.w.line("work_members = gl.minimum(work_group, others - work_begin)")
+                self.w.line("work_number = place % (tiles * work_group)")
+                tile, rest = "work_number // work_members", "work_begin + work_number % work_members"
+            self.w.line(f"work_tile = {tile}")
             self.w.line(f"rest = {rest}")
-            number = "(tiles - 1 - tile)" if first.descending else "tile"
+            number = "(tiles - 1 - work_tile)" if first.descending else "work_tile"
             self.w.line(f"{self.bind(first.name)} = {number} * {first.tile}")
             for n, axis in enumerate(others):
                 last = n == len(others) - 1

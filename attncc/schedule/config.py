@@ -76,8 +76,7 @@ def _half(widest: int, grouped: bool, demand: Demand) -> Plan:
         rows = _tiles(128, 64, 8, 3)
         keys = _tiles(64, 128, 8, 3)
         if demand.reads_rows and not crowded:  # documents: short walks, whose ends two programs a processor hide
-            keys = queries = _tiles(64, 64, 4, 2)
-            return Plan(rows, delta, keys, queries)
+            return Plan(rows, delta, _tiles(32, 64, 4, 3), rows)
         if crowded:
             keys = _tiles(32, 128, 8, 2 if tight else 3)
         return Plan(rows, delta, keys, rows)

@@ -29,8 +29,8 @@ B, H, G, M, N = (ivar(x) for x in "BHGMN")
 b, h, g, i, j = (ivar(x) for x in "bhgij")
 NEVER = Const(float("-inf"), "real")
 ZERO = Const(0.0, "real")
-PLACES = ("rest", "tiles", "tile", "place", "others", "group", "begin", "members", "inside")
-WORDS = (*PLACES, "tl", "triton", "torch", "math", "gl")
+WORK = ("group", "begin", "members", "number", "tile")
+WORDS = (*(f"work_{x}" for x in WORK), "rest", "tiles", "place", "others", "tl", "triton", "torch", "math", "gl")
 """Names that printed kernels use for themselves."""
 
 

@@ -93,7 +93,8 @@ def pair_scores(k: Stream, s: Var, allowed: Expr | None, started: bool = False) 
     x = k.log_score(score, allowed)
     if started:
         return Scores(k.b.value(op("exp2", x), "w"), score, x, None, allowed)
-    log_z = k.without_rows(k.stat(k.p.own("log_z"), "log_z", math.inf))
+    beyond = math.inf if k.b.order[0] == "i" else 0.0  # where rows are the program's own, no mask ends them
+    log_z = k.without_rows(k.stat(k.p.own("log_z"), "log_z", beyond))
     return Scores(k.weight(n.phi, x, log_z, allowed, "w"), score, x, log_z, allowed)
 
 
