@@ -13,13 +13,12 @@ from typing import Any
 
 from attncc.runtime.mistakes import UnfitKernel
 from attncc.runtime.spills import spilled_in_loops
+from attncc.tile.hopper import REGISTERS, SHARED_BYTES
 
 SPILLED_BYTES = 32
 """More than this many stored to local memory make a kernel unfit, unless its loops do without."""
 SPILLED_ONCE = 512
 """More than this many make it unfit wherever they are."""
-SHARED_BYTES, REGISTERS = 232448, 65536
-"""What one program can have on Hopper."""
 SERIALISED = ("mma_async instructions are serialized",)
 """In notices that products on tensor cores were made to wait for each other: C7506, C7507, C7510 ... by the cause."""
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from attncc.schedule.config import Demand
+from attncc.tile.hopper import REGISTERS, SHARED_BYTES
 
-ROOM = 232448 - 1024
+ROOM = SHARED_BYTES - 1024
 """Bytes of shared memory for tiles; the rest is for barriers and what partitions are passed."""
 
 
@@ -38,7 +39,7 @@ class HopperForward:
     @property
     def entry(self) -> int:
         """Registers of a thread before partitions trade them; the producer's one warp counts as four."""
-        return 65536 // (128 * (self.consumers + 1)) // 8 * 8
+        return REGISTERS // (128 * (self.consumers + 1)) // 8 * 8
 
 
 LADDER: Mapping[str, tuple[str, ...]] = {

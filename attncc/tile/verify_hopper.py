@@ -6,11 +6,10 @@ import math
 
 from attncc.expr.nodes import Const
 from attncc.tile import nodes as t
+from attncc.tile.hopper import REGISTERS, SHARED_BYTES
 from attncc.tile.verify_faults import PartitionError
 from attncc.tile.verify_scope import Checked, Place, uses
 
-REGISTERS = 65536
-SHARED_BYTES = 232448
 BYTES: dict[str, int] = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i64": 8, "i32": 4, "u8": 1, "bool": 1}
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from attncc.runtime import cuda
-from attncc.runtime.assemble import REGISTERS, SERIALISED, SHARED_BYTES, assembled_well, fits
+from attncc.runtime.assemble import SERIALISED, assembled_well, fits
 from attncc.runtime.kernels import Binary, Order, compile_all, compile_one
 from attncc.runtime.mistakes import KernelFailed, UnfitKernel
 from attncc.runtime.parameters import layout_of
 from attncc.runtime.text import execute
+from attncc.tile.hopper import REGISTERS, SHARED_BYTES
 from tests.runtime.fake_cuda import OnGpu, Recorder
 
 TYPES = ("*bf16", "i64", "*fp32", "i32", "fp32", "i64", "i32", "fp64")

@@ -1,0 +1,6 @@
+"""What a multiprocessor of compute capability 9.0 has for the programs on it."""
+
+from __future__ import annotations
+
+REGISTERS = 65536
+SHARED_BYTES = 232448
