@@ -15,7 +15,7 @@ import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from attncc.expr.build import conj, ivar, op
+from attncc.expr.build import ivar, op
 from attncc.expr.evaluate import evaluate
 from attncc.expr.nodes import Const, Expr, Var, walk
 from attncc.ir.free import free
@@ -23,7 +23,6 @@ from attncc.ir.nodes import Contract, Reduce, Spec
 from attncc.passes.chunked import ONE, Chunked, Held, ReadOf, chunked
 from attncc.passes.mistakes import NotCompiled
 from attncc.schedule.chunk_values import Chunk
-from attncc.schedule.prune import prune
 from attncc.schedule.variant import Variant
 from attncc.tile import nodes as t
 
@@ -246,50 +245,6 @@ class Forward:
                 names = [x.name for x in (s.key, s.value) if x is not None]
                 total = k.value(op("add", total, k.sum("w", k.over(part, "i", *names), "i")), s.name)
         return total
-
-
-def columns_of(p: Problem) -> int:
-    """How many channels e a program owns; 0 for all of them, where they meet or are few."""
-    bodies = [p.form.out, *(r.x for r in p.form.reads)]
-    bodies += [x for s in p.form.states for w in s.writes for x in (w.key, w.value)]
-    sums = [n for body in bodies for n in walk(body) if isinstance(n, Contract | Reduce)]
-    bound = {n.axis.name for n in sums if isinstance(n, Contract)}
-    bound |= {x.index.name for n in sums if isinstance(n, Reduce) for x in n.binders}
-    keys = {s.key.name for s in p.form.states if s.key is not None}
-    if p.variant.target == "torch" or p.variant.E <= 64 or "e" in bound | keys:
-        return 0
-    return 64
-
-
-def forward_kernel(p: Problem) -> t.Kernel:
-    """out, chunk by chunk."""
-    columns = columns_of(p)
-    f = Forward(p, columns=columns)
-    k, b = f.k, f.k.b
-    states = f.initial()
-    with b.inner() as scope:
-        carried, names = [], []
-        for s, v in zip(p.form.states, states, strict=True):
-            c, name = b.carry(s.name, v, scope.depth)
-            carried.append(c)
-            names.append(name)
-        index = b.loop_index("chunk")
-        k.tokens(b.value(op("mul", index, f.count), "first"), f.count)
-        new, out = f.chunk(tuple(names))
-        guard = conj(op("le", 0, k.row), op("lt", k.row, M), k.live, k.inside["e"])
-        k.store("out", (ivar("b"), ivar("h"), k.row, b.bindings[ivar("e")]), out, guard, p.variant.dtype)
-        b.add(t.Yield(tuple(v.name for v in new)))
-    chunks = t.Count(Const(0, "int"), op("floordiv", op("add", N, f.count - 1), f.count))
-    note = "one chunk after another"
-    b.add(t.For(index.name, chunks, tuple(carried), tuple(scope.statements), order="asc", stages=1, note=note))
-    grid: tuple[t.GridAxis, ...] = (t.GridAxis("h", H, "batch"), t.GridAxis("b", B, "batch"))
-    scalars = ("B", "H", "G", "M", "N", *(c.name for c in p.spec.constants))
-    if columns:
-        grid = (t.GridAxis("e0", ivar("E"), "tile", columns, "e"), *grid)
-        scalars = (*scalars, "E")
-    warps = 8 if p.variant.D * (columns or p.variant.E) >= 8192 else 4
-    body = tuple(b.scope.statements)
-    return prune(t.Kernel("forward_kernel", grid, tuple(k.tensors), scalars, body, t.Config(warps, 1)))
 
 
 def _has_product(e: Expr) -> bool:

@@ -6,8 +6,9 @@ from attncc.expr.build import ivar
 from attncc.expr.nodes import Const, Expr
 from attncc.ir.nodes import Param, Spec
 from attncc.passes.mistakes import NotCompiled
-from attncc.schedule.chunk import Forward, Problem, forward_kernel, problem
+from attncc.schedule.chunk import Forward, Problem, problem
 from attncc.schedule.chunk_backward import chunks_kernel, collected, start_of, starts, states_kernel
+from attncc.schedule.chunk_forward import forward_kernel
 from attncc.schedule.chunk_values import ROLES
 from attncc.schedule.heads import without_groups
 from attncc.schedule.programs import Pair

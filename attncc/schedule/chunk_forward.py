@@ -1,0 +1,56 @@
+"""The kernel that writes out, chunk by chunk."""
+
+from __future__ import annotations
+
+from attncc.expr.build import conj, ivar, op
+from attncc.expr.nodes import Const, walk
+from attncc.ir.nodes import Contract, Reduce
+from attncc.schedule.chunk import Forward, Problem
+from attncc.schedule.prune import prune
+from attncc.tile import nodes as t
+
+B, H, M, N = (ivar(x) for x in "BHMN")
+
+
+def columns_of(p: Problem) -> int:
+    """How many channels e a program owns; 0 for all of them, where they meet or are few."""
+    bodies = [p.form.out, *(r.x for r in p.form.reads)]
+    bodies += [x for s in p.form.states for w in s.writes for x in (w.key, w.value)]
+    sums = [n for body in bodies for n in walk(body) if isinstance(n, Contract | Reduce)]
+    bound = {n.axis.name for n in sums if isinstance(n, Contract)}
+    bound |= {x.index.name for n in sums if isinstance(n, Reduce) for x in n.binders}
+    keys = {s.key.name for s in p.form.states if s.key is not None}
+    if p.variant.target == "torch" or p.variant.E <= 64 or "e" in bound | keys:
+        return 0
+    return 64
+
+
+def forward_kernel(p: Problem) -> t.Kernel:
+    """out, chunk by chunk."""
+    columns = columns_of(p)
+    f = Forward(p, columns=columns)
+    k, b = f.k, f.k.b
+    states = f.initial()
+    with b.inner() as scope:
+        carried, names = [], []
+        for s, v in zip(p.form.states, states, strict=True):
+            c, name = b.carry(s.name, v, scope.depth)
+            carried.append(c)
+            names.append(name)
+        index = b.loop_index("chunk")
+        k.tokens(b.value(op("mul", index, f.count), "first"), f.count)
+        new, out = f.chunk(tuple(names))
+        guard = conj(op("le", 0, k.row), op("lt", k.row, M), k.live, k.inside["e"])
+        k.store("out", (ivar("b"), ivar("h"), k.row, b.bindings[ivar("e")]), out, guard, p.variant.dtype)
+        b.add(t.Yield(tuple(v.name for v in new)))
+    chunks = t.Count(Const(0, "int"), op("floordiv", op("add", N, f.count - 1), f.count))
+    note = "one chunk after another"
+    b.add(t.For(index.name, chunks, tuple(carried), tuple(scope.statements), order="asc", stages=1, note=note))
+    grid: tuple[t.GridAxis, ...] = (t.GridAxis("h", H, "batch"), t.GridAxis("b", B, "batch"))
+    scalars = ("B", "H", "G", "M", "N", *(c.name for c in p.spec.constants))
+    if columns:
+        grid = (t.GridAxis("e0", ivar("E"), "tile", columns, "e"), *grid)
+        scalars = (*scalars, "E")
+    warps = 8 if p.variant.D * (columns or p.variant.E) >= 8192 else 4
+    body = tuple(b.scope.statements)
+    return prune(t.Kernel("forward_kernel", grid, tuple(k.tensors), scalars, body, t.Config(warps, 1)))
