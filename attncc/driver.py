@@ -62,10 +62,11 @@ def _chunked(spec: Spec, variant: Variant) -> Pair:
     """The programs of a state program."""
     from attncc.ir.verify import verify as verify_spec
     from attncc.schedule.chunk_programs import programs as chunk_programs
+    from attncc.schedule.given import with_given
     from attncc.tile.verify import verify
 
     verify_spec(spec)
-    pair = chunk_programs(spec, variant)
+    pair = chunk_programs(with_given(spec, variant.first), variant)
     verify(pair.forward)
     if pair.backward is not None:
         verify(pair.backward, permuted=variant.target == "torch")

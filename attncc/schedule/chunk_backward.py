@@ -16,6 +16,7 @@ from attncc.ir.nodes import Load
 from attncc.schedule.adjoint import Adjoints
 from attncc.schedule.chunk import Forward, Problem
 from attncc.schedule.chunk_values import ROLES
+from attncc.schedule.given import last_of
 from attncc.schedule.prune import prune
 from attncc.tile import nodes as t
 
@@ -111,7 +112,7 @@ class _Backward:
     def write(self) -> t.Kernel:
         k, b, f = self.k, self.k.b, self.f
         initial = f.initial()
-        zeros = tuple(b.let("none", b.type_of(v.name), t.Full(ZERO)) for v in initial)
+        zeros = tuple(self.behind(s.name, v) for s, v in zip(self.p.form.states, initial, strict=True))
         with b.inner() as scope:
             carried, after = _carries(f, zeros, scope.depth)
             index = b.loop_index("turn")
@@ -134,6 +135,16 @@ class _Backward:
         left = b.leave(carried)
         self.finish(initial, left, tuple(sums))
         return kernel("chunks_kernel", self.p, f)
+
+    def behind(self, name: str, like: Var) -> Var:
+        """The gradient of the state behind the last token."""
+        if not self.p.variant.last:
+            return self.zero(like)
+        given = f"d_{last_of(name)}"
+        self.k.tensors[given] = None
+        channels = (self.k.b.bindings[ivar(a)] for a in self.k.b.type_of(like.name).names())
+        load = t.Load(given, (ivar("b"), ivar("h"), *channels), self.k.b.lower(_inside(self.f, like)))
+        return self.k.b.let(given, self.k.b.type_of(like.name), load)
 
     def start(self, name: str, like: Var, chunk: Var) -> Var:
         """The state at the chunk's start."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from attncc.expr.build import conj, ivar, op
-from attncc.expr.nodes import Const, walk
+from attncc.expr.nodes import Const, Var, walk
 from attncc.ir.nodes import Contract, Reduce
 from attncc.schedule.chunk import Forward, Problem
+from attncc.schedule.given import last_of
 from attncc.schedule.prune import prune
 from attncc.tile import nodes as t
 
@@ -25,10 +26,31 @@ def columns_of(p: Problem) -> int:
     return 64
 
 
+def last_tensors(p: Problem, real: t.Dtype) -> tuple[t.Tensor, ...]:
+    """The tensors that take the states behind the last token, where they are wanted."""
+    found = []
+    for s in p.form.states if p.variant.last else ():
+        axes = [x.name for x in (s.key, s.value) if x is not None]
+        extents = (Const(p.extents[a], "int") for a in axes)
+        found.append(t.Tensor(last_of(s.name), ("b", "h", *axes), (B, H, *extents), real))
+    return tuple(found)
+
+
+def store_last(f: Forward, states: tuple[Var, ...]) -> None:
+    """Stores the states behind the last token; one that the programs of a head share is stored by the first of them."""
+    k = f.k
+    for s, v in zip(f.p.form.states, states, strict=True):
+        names = k.b.type_of(v.name).names()
+        guard = conj(*(k.inside[n] for n in names))
+        if k.columns and "e" not in names:
+            guard = conj(op("eq", ivar("e0"), 0), guard)
+        k.store(last_of(s.name), (ivar("b"), ivar("h"), *(k.b.bindings[ivar(n)] for n in names)), v, guard, k.real)
+
+
 def forward_kernel(p: Problem) -> t.Kernel:
     """out, chunk by chunk."""
     columns = columns_of(p)
-    f = Forward(p, columns=columns)
+    f = Forward(p, tuple(last_of(s.name) for s in p.form.states), columns)
     k, b = f.k, f.k.b
     states = f.initial()
     with b.inner() as scope:
@@ -46,6 +68,9 @@ def forward_kernel(p: Problem) -> t.Kernel:
     chunks = t.Count(Const(0, "int"), op("floordiv", op("add", N, f.count - 1), f.count))
     note = "one chunk after another"
     b.add(t.For(index.name, chunks, tuple(carried), tuple(scope.statements), order="asc", stages=1, note=note))
+    left = b.leave(tuple(carried))
+    if p.variant.last:
+        store_last(f, left)
     grid: tuple[t.GridAxis, ...] = (t.GridAxis("h", H, "batch"), t.GridAxis("b", B, "batch"))
     scalars = ("B", "H", "G", "M", "N", *(c.name for c in p.spec.constants))
     if columns:

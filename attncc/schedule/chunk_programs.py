@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from attncc.expr.build import ivar
-from attncc.expr.nodes import Const, Expr
+from attncc.expr.nodes import Const, Expr, substitute
 from attncc.ir.nodes import Param, Spec
 from attncc.passes.mistakes import NotCompiled
 from attncc.schedule.chunk import Forward, Problem, problem
 from attncc.schedule.chunk_backward import chunks_kernel, collected, start_of, starts, states_kernel
-from attncc.schedule.chunk_forward import forward_kernel
+from attncc.schedule.chunk_forward import forward_kernel, last_tensors
 from attncc.schedule.chunk_values import ROLES
+from attncc.schedule.given import last_of
 from attncc.schedule.heads import without_groups
 from attncc.schedule.programs import Pair
 from attncc.schedule.variant import Variant
@@ -33,9 +36,10 @@ def programs(spec: Spec, variant: Variant) -> Pair:
         span = spec.recurrence.states[0].span
         raise NotCompiled("the backward of state programs on a GPU is not compiled yet", span, hint=hint)
     kernel = forward_kernel(p)
-    steps = (t.Alloc(tensor(p, "out"), like="q"), t.Launch(kernel.name))
+    last = last_tensors(p, "f64" if variant.dtype == "f64" else "f32")
+    steps = (t.Alloc(tensor(p, "out"), like="q"), *(t.Alloc(x) for x in last), t.Launch(kernel.name))
     columns = (t.Scalar("E", "int", Const(variant.E, "int")),) if "E" in kernel.scalars else ()
-    forward = t.Program("forward", inputs(p), (*scalars(p), *columns), (kernel,), steps, ("out",))
+    forward = t.Program("forward", inputs(p), (*scalars(p), *columns), (kernel,), steps, ("out", *(x.name for x in last)))
     backward = _backward(p) if variant.gradients else None
     if variant.grouped:
         return Pair(forward, backward)
@@ -46,7 +50,8 @@ def _backward(p: Problem) -> t.Program:
     first, second = Forward(p, _reserved(p)), Forward(p, _reserved(p))
     states = states_kernel(p, first)
     chunks, shares = chunks_kernel(p, second)
-    given = (*inputs(p), tensor(p, "out"), tensor(p, "d_out"))
+    last = last_tensors(p, first.k.real)
+    given = (*inputs(p), tensor(p, "out"), tensor(p, "d_out"), *(replace(x, name=f"d_{x.name}") for x in last))
     steps: list[t.Step] = [t.Alloc(x) for x in starts(p, first)]
     steps.append(t.Launch(states.name))
     steps += [t.Alloc(s.buffer, None if s.rows != "r" else 0.0) for s in shares]
@@ -59,7 +64,7 @@ def _backward(p: Problem) -> t.Program:
 
 def _reserved(p: Problem) -> tuple[str, ...]:
     names = (*ROLES, "out", *(x.name for x in p.spec.params))
-    return (*(start_of(s.name) for s in p.form.states), *(f"d_{n}" for n in names))
+    return (*(x for s in p.form.states for x in (start_of(s.name), f"d_{last_of(s.name)}")), *(f"d_{n}" for n in names))
 
 
 def gradient(p: Problem, name: str) -> t.Tensor:
@@ -94,7 +99,8 @@ def captured(p: Problem, x: Param) -> t.Tensor:
     sizes: dict[str, Expr] = {"b": B, "h": H, "g": G, "m": M, "n": N}
     sizes |= {"d": Const(p.variant.D, "int"), "e": Const(p.variant.E, "int")}
     axes = tuple(a.index or f"x{n}" for n, a in enumerate(x.axes))
-    extents = tuple(sizes.get(a.index, a.size) for a in x.axes)
+    channels: dict[Expr, Expr] = {ivar(n): sizes[n.lower()] for n in "DE"}
+    extents = tuple(sizes.get(a.index) or substitute(a.size, channels) for a in x.axes)
     layout = p.variant.layout(x.name)
     dtype: t.Dtype = dict(p.variant.captured).get(x.name, "i32")
     return t.Tensor(x.name, axes, extents, dtype, True, layout.unit, layout.aligned, layout.near)

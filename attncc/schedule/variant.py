@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from attncc.tile.nodes import Dtype
 
 Target = Literal["triton", "torch", "gluon"]
+Form = Literal["chunk", "recurrent"]
 NEAR = 1 << 22
 """Elements: 256 lanes of this stride stay below 2**30."""
 
@@ -58,6 +59,12 @@ class Variant:
     """Every sum is added up in one order, so that equal calls give equal bits."""
     tiles: str = ""
     """What differs from the default plan (attncc.schedule.overrides)."""
+    form: Form = "chunk"
+    """Of a state program: many tokens at a time, or one after another."""
+    first: tuple[str, ...] = ()
+    """The states that start with what the call gives, a tensor `NAME_first` each."""
+    last: bool = False
+    """The forward also returns every state behind the last token, `NAME_last`; the backward takes `d_NAME_last`."""
 
     def layout(self, name: str) -> Layout:
         return dict(self.layouts).get(name, Layout())
