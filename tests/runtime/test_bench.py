@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,8 @@ from attncc.runtime.bench import measure
 from attncc.runtime.bench.case import Case, build
 from attncc.runtime.bench.form import Form
 from attncc.runtime.bench.peers import families, peers
-from attncc.runtime.bench.prefetch import prefetch, shortened
+from attncc.runtime.bench.prefetch import build as build_half
+from attncc.runtime.bench.prefetch import prefetch, shortened, side_by_side, wanted
 from attncc.runtime.bench.suite import FOLDER, parse_goal, read_suite
 from attncc.runtime.trial import BARS, error
 from attncc.runtime.warmup import full_sizes
@@ -253,16 +255,20 @@ def test_a_wrong_peer_is_shown_and_not_timed() -> None:
     assert set(ours.errors) == {"out", "d_q", "d_k", "d_v"} and max(ours.errors.values()) < 1e-5
 
 
-def test_what_is_compiled_ahead_is_what_a_call_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_compiled_ahead_is_what_a_call_needs() -> None:
     text = (EXAMPLES / "alibi.attn").read_text() + "\n# of its own\n"
     spec, sizes = parse(text), full_sizes({"B": 2, "H": 4, "N": 700, "D": 16})
     more: dict[str, Any] = {"dtype": torch.float32, "device": CPU}
     short = build("x", text, spec, {}, shortened(sizes), **more)
     assert short.sizes["N"] == 256 and prefetch([short], ("torch",), CPU) == []
-    prefetched = prefetch([short], ("torch",), torch.device("cuda"))
-    for task in prefetched:
+    halves = wanted(short, "torch", 90)
+    assert pickle.loads(pickle.dumps(halves)) == halves
+    for task in side_by_side(halves, 1):
         task.result()
+    for half in reversed(halves):
+        build_half(half)
     attention = attncc.compile(text, backend="torch")
+    assert attention.builds == 0, "another process compiled them"
     assert [v.gradients for v in attention.variants] == [(), ("q", "k", "v")]
     measure.measure(build("x", text, spec, {}, sizes, **more), measure.Plan(("torch",), (), rounds=1, measure_ms=0))
     assert len(attention.variants) == 2
