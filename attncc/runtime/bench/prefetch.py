@@ -52,9 +52,7 @@ def wanted(
     if any(needs for _, _, needs in tensors.values()):
         halves = ("backward", "forward")  # the one that takes longer first
     file, constants = os.fspath(case.file), dict(case.constants)
-    return tuple(
-        Wanted(file, half, backend, capability, constants, tensors, deterministic, tiles) for half in halves
-    )
+    return tuple(Wanted(file, half, backend, capability, constants, tensors, deterministic, tiles) for half in halves)
 
 
 def build(one: Wanted) -> Half:
