@@ -47,6 +47,7 @@ def compile(
     backend: str = "auto",
     deterministic: bool = False,
     tiles: str = "",
+    form: str = "auto",
     **constants: int | float | bool,
 ) -> Attention:
     """Compiles a spec, given by its path or as text, into a callable.
@@ -54,13 +55,15 @@ def compile(
     `backend` is auto (by where the tensors of a call live: CUDA takes triton, with warp-specialised kernels on sm_90
     where a half can have them, the CPU torch), gluon (such kernels or an error), triton, torch or interpret.
     `deterministic` refuses sums whose order is not repeatable. `tiles="tuned"` takes the tiles that `attncc tune`
-    found on this machine, where it found better ones; other text changes those of the default plan. Further keywords
-    set the constants of the spec's header. Kernels are compiled by the first call that needs them, or by `warmup`.
+    found on this machine, where it found better ones; other text changes those of the default plan. A state program
+    walks its tokens in chunks (`form="chunk"`) or one by one ("recurrent"); "auto" goes by how many there are, and by
+    what the program can do. Further keywords set the constants of the spec's header. Kernels are compiled by the first
+    call that needs them, or by `warmup`.
     """
     require_parts()
     from attncc.runtime.attention import compile_spec
 
-    return compile_spec(spec, backend=backend, deterministic=deterministic, constants=constants, tiles=tiles)
+    return compile_spec(spec, backend=backend, deterministic=deterministic, constants=constants, tiles=tiles, form=form)
 
 
 if TYPE_CHECKING:

@@ -47,7 +47,7 @@ def programs(spec: Spec, variant: Variant) -> Pair:
     from attncc.tile.verify import verify, verify_pair
 
     if spec.recurrence is not None:
-        return _chunked(spec, variant)
+        return _of_states(spec, variant)
     unit = analyse(spec, variant.D, variant.E)
     assert unit.attend is not None and unit.by_row is not None and unit.by_key is not None
     pair = stream(Problem(unit.spec, unit.attend, unit.by_row, unit.by_key, variant))
@@ -58,15 +58,17 @@ def programs(spec: Spec, variant: Variant) -> Pair:
     return pair
 
 
-def _chunked(spec: Spec, variant: Variant) -> Pair:
+def _of_states(spec: Spec, variant: Variant) -> Pair:
     """The programs of a state program."""
     from attncc.ir.verify import verify as verify_spec
     from attncc.schedule.chunk_programs import programs as chunk_programs
     from attncc.schedule.given import with_given
+    from attncc.schedule.recurrent_programs import programs as recurrent_programs
     from attncc.tile.verify import verify
 
     verify_spec(spec)
-    pair = chunk_programs(with_given(spec, variant.first), variant)
+    made = chunk_programs if variant.form == "chunk" else recurrent_programs
+    pair = made(with_given(spec, variant.first), variant)
     verify(pair.forward)
     if pair.backward is not None:
         verify(pair.backward, permuted=variant.target == "torch")

@@ -5,152 +5,35 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from attncc.debug import setting
 from attncc.diagnostics import did_you_mean
-from attncc.runtime.backends import BACKENDS, mode_of, quietly, target_of
-from attncc.runtime.checks import check_call, check_constants
+from attncc.errors import SpecError
+from attncc.runtime.backends import BACKENDS, mode_of, target_of
+from attncc.runtime.checks import check_call, check_constants, check_states
 from attncc.runtime.family import Family, Half, Place, Which, family, place_of
 from attncc.runtime.interface import Number
 from attncc.runtime.library import Ops, register
-from attncc.runtime.mistakes import NoSingleLse, NotPartitioned, UnknownBackend, WrongTiles
+from attncc.runtime.mistakes import NoSingleLse, NoStates, UnknownBackend, WrongForm, WrongTiles
+from attncc.runtime.plan import Plan, attend, must_be_partitioned
+from attncc.runtime.states import FORMS, check_step, first_compiled, forms, shapes, with_first
 from attncc.runtime.tuned import tuned
-from attncc.runtime.variants import address, forward_variant, layout_of, result_like
+from attncc.runtime.variants import forward_variant, result_like
 from attncc.runtime.warmup import meta_tensors
 from attncc.schedule.variant import Variant
 
-if TYPE_CHECKING:
-    from attncc.runtime.prepared import Prepared
-
 _PLAIN = (Tensor, torch.nn.Parameter)
+Last = Literal["none", "new", "over"]
+"""What becomes of the states behind the last token: nothing, new tensors, or they are written over the first ones."""
 _MEMO = 4096
 """Calls that are remembered by their shapes before all are forgotten."""
-
-
-@dataclass(eq=False)
-class Plan:
-    """What calls with the same shapes, strides and types share."""
-
-    family: Family
-    constants: Mapping[str, Number]
-    place: Place
-    half: Half
-    forced: bool
-    """Halves must be partitioned."""
-    picks: tuple[int, ...] | None
-    """Positions of the tensors the program takes; None where it takes all, in order."""
-    keywords: Mapping[str, Number]
-    device: int
-    """The CUDA device, -1 on the CPU."""
-    strides: tuple[int, ...]
-    """Of the forward's out."""
-    behind: str = ""
-    """What differs from the default plan of the backward."""
-    backwards: dict[tuple[Any, ...], Half] = field(default_factory=dict)
-    kept: dict[tuple[Any, ...], bool] = field(default_factory=dict)
-    """Whether results and their gradients keep the promises of the variant, by name, strides and alignment."""
-    prepared: dict[Any, Prepared | None] = field(default_factory=dict)
-    """Repeated calls, by what their tensors beside the forward's inputs look like; None where there is no short cut."""
-
-    def forward(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """(out, lse), or (out,) where there is no lse."""
-        args = tensors if self.picks is None else tuple(tensors[p] for p in self.picks)
-        return self._run("forward", self.half, args)
-
-    def backward_half(self, needs: tuple[bool, ...], with_lse: bool) -> Half:
-        """The backward that gives the gradients of the tensors at which `needs` holds."""
-        found = self.backwards.get((needs, with_lse))
-        if found is None:
-            inputs = self.family.face.inputs
-            names = tuple(n for n, need in zip(inputs, needs, strict=True) if need)
-            variant = dataclasses.replace(self.half.variant, gradients=names, lse_gradient=with_lse, tiles=self.behind)
-            found = self.family.half(variant, "backward", self.place)
-            must_be_partitioned(found, self.forced)
-            self.backwards[(needs, with_lse)] = found
-        return found
-
-    def backward(
-        self,
-        tensors: tuple[Tensor, ...],
-        out: Tensor,
-        lse: Tensor | None,
-        d_out: Tensor | None,
-        d_lse: Tensor | None,
-        needs: tuple[bool, ...],
-    ) -> list[Tensor | None]:
-        """The gradients of `tensors`, None where `needs` does not hold."""
-        half = self.backward_half(needs, d_lse is not None)
-        d_out = torch.zeros_like(out) if d_out is None else d_out
-        if self.place.mode != "torch":
-            out, d_out = self._as_promised("out", out), self._as_promised("d_out", d_out)
-        named = dict(zip(self.family.face.inputs, tensors, strict=True))
-        named |= {"out": out, "d_out": d_out}
-        if lse is not None:
-            named["lse"] = _contiguous(lse)
-        if d_lse is not None:
-            named["d_lse"] = _contiguous(d_lse)
-        args = tuple(named[n] for n in half.inputs)
-        key = (needs, d_lse is not None, out.stride(), d_out.stride())
-        grads = dict(zip(half.outputs, self._run(key, half, args), strict=True))
-        inputs = self.family.face.inputs
-        return [grads[f"d_{n}"] if need else None for n, need in zip(inputs, needs, strict=True)]
-
-    def _as_promised(self, name: str, tensor: Tensor) -> Tensor:
-        """`tensor`, laid out like the forward's own result where it breaks the variant's promise of its strides.
-
-        Most often an expanded gradient; one copy is cheaper than one more variant.
-        """
-        seen = (name, tensor.stride(), tensor.data_ptr() & 15)
-        kept = self.kept.get(seen)
-        if kept is None:
-            kept = self.kept[seen] = self.half.variant.layout(name).covers(layout_of(tensor))
-        if kept:
-            return tensor
-        return torch.empty_strided(tensor.shape, self.strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
-
-    def _run(self, key: Any, half: Half, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """`half` on `args`; of calls with one `key`, the first is recorded and later ones take the short cut."""
-        if self.device >= 0 and self.device != _current_device():
-            with torch.cuda.device(self.device):
-                return self._run(key, half, args)
-        known = self.prepared.get(key)
-        return known(args) if known is not None else self._first(key, half, args)
-
-    def _first(self, key: Any, half: Half, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        keywords = self.keywords if half is self.half else half.bind(self.constants)
-        if self.place.mode == "interpret":
-            return quietly(half.function, args, keywords)
-        if self.place.mode != "cuda" or key in self.prepared:
-            return half.function(*args, **keywords)
-        from attncc.runtime.prepared import prepare, record
-
-        found, launched = record(half.function, args, keywords)
-        named = dict(zip(half.outputs, found, strict=True))
-        self.prepared[key] = prepare(half.steps, half.inputs, args, named, launched)
-        return found
-
-
-_current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
-"""The device torch launches on; tensors on a GPU exist, so CUDA is up."""
-
-
-def must_be_partitioned(half: Half, forced: bool) -> None:
-    """Raises NotPartitioned where partitioned kernels are asked for and this half has none."""
-    if forced and not half.partitioned:
-        raise NotPartitioned(f"the {half.which} can't be partitioned: {half.reason or 'no reason is known'}")
-
-
-def _contiguous(tensor: Tensor) -> Tensor:
-    """A contiguous tensor whose base is a multiple of 16 bytes, as every allocation's is."""
-    whole = tensor.contiguous()
-    return whole if address(whole) % 16 == 0 else whole.clone()
 
 
 class Attention:
@@ -160,11 +43,18 @@ class Attention:
     strides, the captured tensors by the names and axes of the spec's header. The result is [B, H, M, E] in q's dtype
     and layout; with `return_lse=True` the tuple (out, lse), lse [B, H, M] in float32, the natural logarithm of the
     normaliser, -inf for a row without an allowed key. Gradients flow to q, k, v and every real captured tensor.
+
+    A state program starts with the states in `state`, a dictionary by name of tensors [B, H, their axes], 0 (or what
+    the spec says) where not given; with `return_state=True` the result is the tuple (out, state), a dictionary of the
+    states behind the last token in float32 (float64 for float64 inputs). Gradients flow to and from both.
     """
 
-    def __init__(self, compiled: Family, constants: Mapping[str, Number], backend: str, tiles: str = "") -> None:
+    def __init__(
+        self, compiled: Family, constants: Mapping[str, Number], backend: str, tiles: str = "", form: str = "auto"
+    ) -> None:
         self._family = compiled
         self._tiles = tiles
+        self._form = form
         self._backend = backend
         self._plans: dict[tuple[Any, ...], Plan] = {}
         self._captured = tuple(p.name for p in compiled.face.params)
@@ -177,20 +67,84 @@ class Attention:
         constants = "".join(f", {n}={v!r}" for n, v in self.constants.items())
         return f"<attention {self.__name__}, backend={self._backend}{constants}>"
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, **captured: Tensor) -> Any:
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        return_lse: bool = False,
+        state: Mapping[str, Tensor] | None = None,
+        return_state: bool = False,
+        **captured: Tensor,
+    ) -> Any:
         if torch.compiler.is_compiling() or (type(q) not in _PLAIN and isinstance(q, Tensor)):
-            return self._traced(q, k, v, return_lse, captured)
+            return self._traced(q, k, v, return_lse, state, return_state, captured)
         if return_lse and not self._lse:
             raise self._no_lse()
+        if state is not None or return_state:
+            return self._with_states(q, k, v, state or {}, return_state, captured)
         plan, tensors = self.plan(q, k, v, captured)
         if torch.is_grad_enabled() and (
             q.requires_grad or k.requires_grad or v.requires_grad or any([t.requires_grad for t in tensors[3:]])
         ):
-            return _attend(plan, return_lse, *tensors)
+            return attend(plan, return_lse, *tensors)
         outputs = plan.forward(tensors)
         return (outputs[0], outputs[1]) if return_lse else outputs[0]
 
-    def plan(self, q: Any, k: Any, v: Any, captured: Mapping[str, Any]) -> tuple[Plan, tuple[Tensor, ...]]:
+    def _with_states(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        state: Mapping[str, Tensor],
+        return_state: bool,
+        captured: Mapping[str, Tensor],
+    ) -> Any:
+        plan, tensors = self.plan(q, k, v, captured, state, "new" if return_state else "none")
+        if torch.is_grad_enabled() and any([t.requires_grad for t in tensors]):
+            found = attend(plan, False, *tensors)
+            outputs = found if return_state else (found,)
+        else:
+            outputs = plan.forward(tensors)
+        return (outputs[0], self._named(outputs[1:])) if return_state else outputs[0]
+
+    def _named(self, lasts: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        return dict(zip((s.name for s in self._family.face.states), lasts, strict=True))
+
+    def step(self, q: Tensor, k: Tensor, v: Tensor, *, state: Mapping[str, Tensor], **captured: Tensor) -> Tensor:
+        """out for these tokens; the states, all of them given, are written over with those behind the last token.
+
+        For decoding: no gradients flow. `state` is what a call with `return_state=True` gave, or zeros.
+        """
+        with torch.no_grad():
+            traced = torch.compiler.is_compiling() or type(q) not in _PLAIN
+            try:
+                plan, tensors = (None, ()) if traced else self.plan(q, k, v, captured, state, "over")
+            except SpecError as error:  # no such kernel: the states are returned and copied
+                if error.code != "E450":
+                    raise
+                plan = None
+            if plan is None:
+                call: Any = self
+                out, last = call(q, k, v, state=state, return_state=True, **captured)
+                for name, value in last.items():
+                    state[name].copy_(value)
+                return out  # type: ignore[no-any-return]
+            out = plan.forward(tensors)[0]
+            for t in state.values():
+                torch.autograd.graph.increment_version(t)
+        return out
+
+    def plan(
+        self,
+        q: Any,
+        k: Any,
+        v: Any,
+        captured: Mapping[str, Any],
+        state: Mapping[str, Any] = MappingProxyType({}),
+        last: Last = "none",
+    ) -> tuple[Plan, tuple[Tensor, ...]]:
         """The plan of a call and its tensors in order; CallError where they don't fit the spec."""
         key: tuple[Any, ...]
         try:  # one flat tuple: this runs at every call
@@ -202,50 +156,97 @@ class Attention:
             )
             for name, t in captured.items():
                 key = (*key, name, t.shape, t.stride(), t.dtype, t.device, t.data_ptr() & 15)
+            for name, t in state.items():
+                key = (*key, (name,), t.shape, t.stride(), t.dtype, t.device, t.data_ptr() & 15)
+            if last != "none":
+                key = (*key, last)
             plan = self._plans.get(key)
         except (AttributeError, RuntimeError):  # no tensor, or none with strides and memory
             key, plan = (), None
         if plan is not None:
-            return plan, (q, k, v, *[captured[n] for n in self._captured])
-        tensors, _ = check_call(self._family.face, self.constants, q, k, v, captured)
-        plan = self._new_plan(tensors, tensors[0].device)
+            tensors = (q, k, v, *[captured[n] for n in self._captured])
+            if state:
+                tensors = (*tensors, *[state[s.name] for s in self._family.face.states if s.name in state])
+            return plan, tensors
+        face = self._family.face
+        tensors, sizes = check_call(face, self.constants, q, k, v, captured)
+        first: tuple[str, ...] = ()
+        if state or last != "none":
+            first = check_states(face, self.constants, sizes, q, state)
+            tensors = (*tensors, *(state[n] for n in first))
+        if last == "over":
+            check_step(face, self.constants, sizes, q, state)
+        plan = self._new_plan(tensors, tensors[0].device, first, last)
         if key:
             if len(self._plans) >= _MEMO:
                 self._plans.clear()
             self._plans[key] = plan
         return plan, tensors
 
-    def _new_plan(self, tensors: tuple[Tensor, ...], device: torch.device) -> Plan:
+    def _new_plan(
+        self, tensors: tuple[Tensor, ...], device: torch.device, first: tuple[str, ...] = (), last: Last = "none"
+    ) -> Plan:
         mode = mode_of(self._backend, device)
         place = place_of(device, mode)
         compiled = self._family
+        face = with_first(compiled.face, first)
         target = target_of(mode, self._backend, place.capability)
-        variant = forward_variant(compiled.face, tensors, target, interpreted=mode == "interpret")
+        variant = forward_variant(face, tensors, target, interpreted=mode == "interpret")
+        variant = dataclasses.replace(variant, first=first, last=last == "new", in_place=last == "over")
         variant = dataclasses.replace(variant, capability=place.capability or variant.capability)
         tiles = tuned(compiled.key, variant, device) if self._tiles == "tuned" else self._tiles
         ahead, behind = _halves(tiles)
         variant = dataclasses.replace(variant, tiles=ahead, ordered=compiled.deterministic and mode != "torch")
-        needs = [n for n, t in zip(compiled.face.inputs, tensors, strict=True) if t.requires_grad]
+        needs = [n for n, t in zip(face.inputs, tensors, strict=True) if t.requires_grad]
         if mode == "cuda" and needs and torch.is_grad_enabled():  # compile the backward beside the forward
             both = dataclasses.replace(variant, gradients=tuple(needs), tiles=behind)
             compiled.prefetch(both, "backward", place)
-        half = compiled.half(variant, "forward", place)
+        half = self._forward_half(variant, place, tensors[1].shape[2])
         forced = self._backend == "gluon"
         must_be_partitioned(half, forced)
-        inputs = compiled.face.inputs
+        inputs = face.inputs
         picks = None if half.inputs == inputs else tuple(inputs.index(n) for n in half.inputs)
         index = -1 if device.type != "cuda" else device.index if device.index is not None else 0
         strides = result_like(tensors[0], tensors[2].shape[3]).stride()
         keywords = half.bind(self.constants)
-        return Plan(compiled, self.constants, place, half, forced, picks, keywords, index, strides, behind)
+        plan = Plan(compiled, face, self.constants, place, half, forced, picks, keywords, index, strides, behind)
+        if face.states:
+            plan.forms = ("chunk", "recurrent") if self._form == "auto" else (half.variant.form,)
+            q, k, v = tensors[:3]
+            sizes = {"B": q.shape[0], "H": q.shape[1], "D": q.shape[3], "E": v.shape[3], "N": k.shape[2]}
+            plan.lasts = shapes(face, {**self.constants, **sizes}) if last == "new" else ()
+        return plan
 
-    def _traced(self, q: Tensor, k: Tensor, v: Tensor, return_lse: bool, captured: dict[str, Tensor]) -> Any:
+    def _forward_half(self, variant: Variant, place: Place, tokens: int) -> Half:
+        """Of a state program, the first form that compiles; only one token after another writes over states."""
+        if not self._family.face.states:
+            return self._family.half(variant, "forward", place)
+        tried = forms("recurrent" if variant.in_place else self._form, tokens, variant.target)
+        made = lambda form: self._family.half(dataclasses.replace(variant, form=form), "forward", place)  # noqa: E731
+        return first_compiled(tried, made)
+
+    def _traced(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        return_lse: bool,
+        state: Mapping[str, Tensor] | None,
+        return_state: bool,
+        captured: dict[str, Tensor],
+    ) -> Any:
         """Under torch.compile, and for fake and other kinds of tensors: the registered operator."""
         if return_lse and not self._lse:
             raise self._no_lse()
+        face = self._family.face
         if set(captured) != set(self._captured):
-            check_call(self._family.face, self.constants, q, k, v, captured)
+            check_call(face, self.constants, q, k, v, captured)
         tensors = (q, k, v, *[captured[n] for n in self._captured])
+        if state is not None or return_state:
+            if self._ops.states is None:
+                raise NoStates(f"{face.name} has no states", hint="`state S[d, e]` declares one")
+            out, *last = self._ops.states(*tensors, *((state or {}).get(s.name) for s in face.states))
+            return (out, self._named(tuple(last))) if return_state else out
         if not self._lse:
             return self._ops.forward(*tensors)
         out, lse = self._ops.forward(*tensors)
@@ -330,40 +331,22 @@ class Attention:
                     kernel.prepare(plan.device)
 
 
-class _Attend(torch.autograd.Function):
-    """A call with gradients: saves the inputs, out and lse."""
-
-    @staticmethod
-    def forward(ctx: Any, plan: Plan, return_lse: bool, *tensors: Tensor) -> Any:
-        outputs = plan.forward(tensors)
-        ctx.plan = plan
-        ctx.has_lse = len(outputs) > 1
-        ctx.save_for_backward(*tensors, *outputs)
-        ctx.set_materialize_grads(False)
-        return (outputs[0], outputs[1]) if return_lse else outputs[0]
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None = None) -> Any:
-        needs = ctx.needs_input_grad[2:]
-        if d_out is None and d_lse is None:
-            return (None, None, *(None for _ in needs))
-        saved = ctx.saved_tensors
-        *tensors, out, lse = saved if ctx.has_lse else (*saved, None)
-        grads = ctx.plan.backward(tuple(tensors), out, lse, d_out, d_lse, tuple(needs))
-        return (None, None, *grads)
-
-
-_attend: Callable[..., Any] = _Attend.apply
-
-
 def compile_spec(
-    spec: str | os.PathLike[str], *, backend: str, deterministic: bool, constants: Mapping[str, Any], tiles: str = ""
+    spec: str | os.PathLike[str],
+    *,
+    backend: str,
+    deterministic: bool,
+    constants: Mapping[str, Any],
+    tiles: str = "",
+    form: str = "auto",
 ) -> Attention:
     """See `attncc.compile`."""
     if backend not in BACKENDS:
         hint = did_you_mean(backend, BACKENDS) or f"one of {', '.join(BACKENDS)}"
         raise UnknownBackend(f"there is no backend {backend!r}", hint=hint)
+    if form not in FORMS:
+        hint = did_you_mean(form, FORMS) or f"one of {', '.join(FORMS)}"
+        raise WrongForm(f"there is no form {form!r}", hint=hint)
     if backend == "auto":
         backend = setting("ATTNCC_BACKEND")
     compiled = family(spec, deterministic=deterministic)
@@ -372,7 +355,7 @@ def compile_spec(
             import_module("attncc.schedule.overrides").check(tiles)
         except ValueError as e:
             raise WrongTiles(f"tiles={tiles!r}: {e}") from None
-    return _attention(compiled, tuple(check_constants(compiled.face, constants).items()), backend, tiles)
+    return _attention(compiled, tuple(check_constants(compiled.face, constants).items()), backend, tiles, form)
 
 
 def _halves(tiles: str) -> tuple[str, str]:
@@ -384,5 +367,7 @@ def _halves(tiles: str) -> tuple[str, str]:
 
 
 @functools.lru_cache(maxsize=256)
-def _attention(compiled: Family, constants: tuple[tuple[str, Number], ...], backend: str, tiles: str) -> Attention:
-    return Attention(compiled, dict(constants), backend, tiles)
+def _attention(
+    compiled: Family, constants: tuple[tuple[str, Number], ...], backend: str, tiles: str, form: str
+) -> Attention:
+    return Attention(compiled, dict(constants), backend, tiles, form)

@@ -13,6 +13,7 @@ from attncc.runtime.interface import Captured, Interface, Number, Sort, size
 from attncc.runtime.mistakes import (
     MissingTensor,
     MixedDtypes,
+    NoStates,
     NotATensor,
     UnknownConstant,
     UnknownTensor,
@@ -74,6 +75,29 @@ def check_call(
 
         check_reads(face.reads, sizes, constants)
     return tuple(tensors[n] for n in face.inputs), sizes
+
+
+def check_states(
+    face: Interface, constants: Mapping[str, Number], sizes: Mapping[str, int], q: Tensor, given: Any
+) -> tuple[str, ...]:
+    """The names of the states that a call gives, in their order; CallError where they don't fit."""
+    if not face.states:
+        raise NoStates(f"{face.name} has no states", hint="`state S[d, e]` declares one")
+    if not isinstance(given, Mapping):
+        raise NotATensor(f"state must be a dictionary of tensors by name, not {type(given).__name__}")
+    declared = {s.name: s for s in face.states}
+    for name, tensor in given.items():
+        if name not in declared:
+            known = did_you_mean(name, declared) or f"its states are {', '.join(declared)}"
+            raise UnknownTensor(f"{face.name} has no state {name}", hint=known)
+        if not isinstance(tensor, Tensor):
+            raise NotATensor(f"the state {name} must be a torch tensor, not {type(tensor).__name__}")
+        if tensor.dtype not in REAL:
+            raise WrongKind(f"the state {name} must hold floating-point numbers, not {tensor.dtype}")
+        if tensor.device != q.device:
+            raise WrongDevice(f"q is on {q.device} and the state {name} on {tensor.device}; all must be on one device")
+        _check_extents(declared[name], tensor, {**constants, **sizes})
+    return tuple(s.name for s in face.states if s.name in given)
 
 
 def _captured(face: Interface, captured: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from attncc.expr.nodes import Expr
-    from attncc.ir.nodes import Spec
+    from attncc.ir.nodes import Axis, Spec
 
 Sort = Literal["int", "real", "bool"]
 Number = int | float | bool
@@ -61,6 +61,8 @@ class Interface:
     lse: bool
     reads: tuple[tuple[Any, ...], ...] = ()
     """The fields of every attncc.runtime.reads.Read that a call must be checked for."""
+    states: tuple[Captured, ...] = ()
+    """Of a state program: its states over b, h and their axes."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -74,18 +76,24 @@ class Interface:
 
 
 def interface_of(spec: Spec) -> Interface:
-    """The interface of `spec`. It has an lse where exactly one normaliser is a ratio."""
+    """The interface of `spec`. It has an lse where exactly one normaliser is a ratio, and no states."""
     from attncc.expr.nodes import walk
     from attncc.ir.nodes import Weights
     from attncc.runtime.reads import fields, reads_of
 
     roots = [*(s.body for s in spec.statements), spec.out.body]
     ratios = {n for root in roots for n in walk(root) if isinstance(n, Weights) and n.normaliser.kind == "ratio"}
-    params = tuple(
-        Captured(p.name, p.sort, tuple(Extent(a.index, _size(a.size)) for a in p.axes), p.offsets) for p in spec.params
-    )
+    params = tuple(Captured(p.name, p.sort, _extents(p.axes), p.offsets) for p in spec.params)
+    over = (Extent("b", "B"), Extent("h", "H"))
+    held = spec.recurrence.states if spec.recurrence is not None else ()
+    states = tuple(Captured(s.name, "real", (*over, *_extents(s.axes))) for s in held)
+    has_lse = len(ratios) == 1 and not states
     constants = tuple(Constant(c.name, c.value, c.sort) for c in spec.constants)
-    return Interface(spec.name, constants, params, len(ratios) == 1, tuple(fields(r) for r in reads_of(spec)))
+    return Interface(spec.name, constants, params, has_lse, tuple(fields(r) for r in reads_of(spec)), states)
+
+
+def _extents(axes: tuple[Axis, ...]) -> tuple[Extent, ...]:
+    return tuple(Extent(a.index, _size(a.size)) for a in axes)
 
 
 def size(s: Size, known: Mapping[str, Number]) -> int | None:
@@ -145,20 +153,26 @@ def to_data(face: Interface) -> dict[str, Any]:
     return {
         "name": face.name,
         "constants": [[c.name, c.value, c.sort] for c in face.constants],
-        "params": [[p.name, p.sort, [[a.index, a.size] for a in p.axes], p.offsets] for p in face.params],
+        "params": [_to_data(p) for p in face.params],
         "lse": face.lse,
         "reads": face.reads,
+        "states": [_to_data(s) for s in face.states],
     }
 
 
 def from_data(data: dict[str, Any]) -> Interface:
     """The inverse of `to_data`, of what JSON made of it."""
-    params = tuple(
-        Captured(name, sort, tuple(Extent(index, _tuples(size)) for index, size in axes), offsets)
-        for name, sort, axes, offsets in data["params"]
-    )
+    params, states = (tuple(_from_data(*x) for x in data[part]) for part in ("params", "states"))
     constants = tuple(Constant(*c) for c in data["constants"])
-    return Interface(data["name"], constants, params, data["lse"], _tuples(data["reads"]))
+    return Interface(data["name"], constants, params, data["lse"], _tuples(data["reads"]), states)
+
+
+def _to_data(c: Captured) -> list[Any]:
+    return [c.name, c.sort, [[a.index, a.size] for a in c.axes], c.offsets]
+
+
+def _from_data(name: str, sort: Sort, axes: list[Any], offsets: bool) -> Captured:
+    return Captured(name, sort, tuple(Extent(index, _tuples(size)) for index, size in axes), offsets)
 
 
 def _tuples(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +30,8 @@ class Ops:
 
     forward: Any
     backward: Any
+    states: Any = None
+    """Of a state program: forward(q, k, v, *captured, *states) gives (out, *last states); a state may be None."""
 
 
 _registered: dict[str, Ops] = {}
@@ -39,7 +41,7 @@ def register(attention: Attention) -> Ops:
     """Defines the operators of `attention`, or finds those of an equal one."""
     compiled = attention._family
     parts = [compiled.key, repr(compiled.deterministic), attention._backend, repr(sorted(attention.constants.items()))]
-    parts.append(attention._tiles)
+    parts += [attention._tiles, attention._form]
     name = f"{re.sub('[^A-Za-z0-9_]', '_', compiled.face.name)}_{digest(*parts)[:12]}"
     if name not in _registered:
         _registered[name] = _define(name, attention)
@@ -60,6 +62,10 @@ def _define(name: str, attention: Attention) -> Ops:
     _library.impl(name, _fake_forward(attention), "Meta")
     _library.impl(f"{name}_backward", _fake_backward(attention), "Meta")
     torch.library.register_autograd(f"attncc::{name}", _autograd(attention, ops), setup_context=_save, lib=_library)
+    if face.states:
+        from attncc.runtime.library_states import define
+
+        return replace(ops, states=define(name, attention, _library))
     return ops
 
 
@@ -69,7 +75,7 @@ def _forward(attention: Attention) -> Callable[..., Any]:
     def run(q: Tensor, k: Tensor, v: Tensor, *captured: Tensor) -> Any:
         plan, tensors = attention.plan(q, k, v, dict(zip(names, captured, strict=True)))
         outputs = plan.forward(tensors)
-        out = _with_strides(outputs[0], _empty_out(q, v))
+        out = with_strides(outputs[0], empty_out(q, v))
         return (out, outputs[1]) if len(outputs) > 1 else out
 
     return run
@@ -83,7 +89,7 @@ def _backward(attention: Attention) -> Callable[..., Any]:
         q, k, v, *captured = tensors
         plan, ordered = attention.plan(q, k, v, dict(zip(attention.inputs[3:], captured, strict=True)))
         grads = plan.backward(ordered, out, lse[0] if lse else None, d_out, d_lse, tuple(needs))
-        return [_with_strides(g, t) for g, t in zip(grads, tensors, strict=True) if g is not None]
+        return [with_strides(g, t) for g, t in zip(grads, tensors, strict=True) if g is not None]
 
     return run
 
@@ -93,7 +99,7 @@ def _fake_forward(attention: Attention) -> Callable[..., Any]:
 
     def fake(q: Tensor, k: Tensor, v: Tensor, *captured: Tensor) -> Any:
         check_call(face, attention.constants, q, k, v, dict(zip(face.inputs[3:], captured, strict=True)))
-        out = _empty_out(q, v)
+        out = empty_out(q, v)
         wide = torch.float64 if q.dtype == torch.float64 else torch.float32
         return (out, q.new_empty(q.shape[:3], dtype=wide)) if face.lse else out
 
@@ -131,7 +137,7 @@ def _autograd(attention: Attention, ops: Ops) -> Callable[..., Any]:
     return backward
 
 
-def _empty_out(q: Tensor, v: Tensor) -> Tensor:
+def empty_out(q: Tensor, v: Tensor) -> Tensor:
     """An unwritten output: q's order of axes in memory, v's channels."""
     if q.shape[3] == v.shape[3]:
         return torch.empty_like(q)
@@ -142,7 +148,7 @@ def _empty_out(q: Tensor, v: Tensor) -> Tensor:
     return q.new_empty([*shape, v.shape[3]]).permute([*inverse, 3])
 
 
-def _with_strides(tensor: Tensor, like: Tensor) -> Tensor:
+def with_strides(tensor: Tensor, like: Tensor) -> Tensor:
     """`tensor` in the strides that the operator's fake promised; a copy only where they differ."""
     promised = torch.empty_like(like, device="meta")
     if tensor.stride() == promised.stride():

@@ -147,6 +147,26 @@ class NotATensor(CallError):
     code: ClassVar[str] = "E514"
 
 
+class NoStates(CallError):
+    """A state was given to, or asked of, a spec that has none; or `step` was called without every state.
+
+    Broken: `attn(q, k, v, return_state=True)` for `out = softmax(q @ k) @ v`.
+    Mended: `attn(q, k, v)`; only a spec with `state` lines has states.
+    """
+
+    code: ClassVar[str] = "E515"
+
+
+class WrongForm(CallError):
+    """`form=` names no form of a state program.
+
+    Broken: `attncc.compile("decay.attn", form="chunks")`.
+    Mended: `attncc.compile("decay.attn", form="chunk")`; the others are recurrent and auto.
+    """
+
+    code: ClassVar[str] = "E516"
+
+
 class UnknownBackend(BackendError):
     """There is no backend of that name.
 

@@ -65,6 +65,8 @@ class Variant:
     """The states that start with what the call gives, a tensor `NAME_first` each."""
     last: bool = False
     """The forward also returns every state behind the last token, `NAME_last`; the backward takes `d_NAME_last`."""
+    in_place: bool = False
+    """The forward writes the states behind the last token over `NAME_first`."""
 
     def layout(self, name: str) -> Layout:
         return dict(self.layouts).get(name, Layout())
