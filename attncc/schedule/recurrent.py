@@ -1,0 +1,274 @@
+"""The recurrent schedule of a state program: one program a head walks its tokens, the states stay in registers.
+
+A token's steps are computed as the spec writes them, so every program that the reference runs has this form, however
+its states change. Channels of values are cut into parts with a program each where they never meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from attncc.expr.build import conj, ivar, op
+from attncc.expr.evaluate import evaluate
+from attncc.expr.nodes import Const, Expr, Var, substitute, walk
+from attncc.ir.nodes import Assign, Contract, Keep, Load, Micro, Read, Recurrence, Reduce, Scan, Spec, Step, Weights
+from attncc.ir.steps import bodies, flat
+from attncc.passes.mistakes import NotCompiled
+from attncc.schedule.given import first_of, last_of
+from attncc.schedule.prune import prune
+from attncc.schedule.recurrent_values import UNIT, ZERO, Token
+from attncc.schedule.variant import Variant
+from attncc.tile import nodes as t
+
+B, H, M, N = (ivar(x) for x in "BHMN")
+TILE = 4096
+"""Elements of a state that a program of a head holds, where its values can be cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A state program to schedule, token by token, for one variant."""
+
+    spec: Spec
+    variant: Variant
+
+    @property
+    def recurrence(self) -> Recurrence:
+        r = self.spec.recurrence
+        assert r is not None
+        return r
+
+    @property
+    def sizes(self) -> dict[Expr, Expr]:
+        """The channel sizes' numbers."""
+        return {ivar("D"): Const(self.variant.D, "int"), ivar("E"): Const(self.variant.E, "int")}
+
+    @property
+    def extents(self) -> dict[str, int]:
+        """The channel axes and their sizes, keys before values in registers."""
+        found = {"d": self.variant.D, "e": self.variant.E}
+        if any(not s.axes for s in self.recurrence.states):
+            found[UNIT] = 1
+        for name, size in self._declared():
+            number = self._number(size)
+            if found.setdefault(name, number) != number:
+                raise NotCompiled(f"two sizes of the index {name}: not compiled yet", self.spec.out.span)
+        return {n: found[n] for n in sorted(found, key=lambda n: (n == "e", n))}
+
+    def _declared(self) -> Iterator[tuple[str, Expr]]:
+        r = self.recurrence
+        kept = [s for s in flat(r.steps) if isinstance(s, Keep)]
+        yield from ((a.index, a.size) for x in (*r.states, *kept) for a in x.axes)
+        for e in (n for body in bodies(self.spec) for n in walk(body)):
+            match e:
+                case Contract(_, _, axis, extent):
+                    yield axis.name, extent
+                case Reduce() | Weights():
+                    keys = e.binders if isinstance(e, Reduce) else e.keys
+                    yield from ((x.index.name, x.size) for x in keys)
+                case Scan():
+                    yield e.binder.index.name, e.binder.size
+
+    def _number(self, e: Expr) -> int:
+        e = substitute(e, self.sizes)
+        if any(isinstance(n, Var) for n in walk(e)):
+            what = "an index whose size is known at a call only"
+            raise NotCompiled(f"{what}, one token after another: not compiled yet", self.spec.out.span)
+        return max(0, int(evaluate(e)))
+
+
+def columns_of(p: Problem) -> int:
+    """How many channels e a program owns; 0 for all of them, where they meet, are few, or a shared state is written over."""
+    sums = [n for body in bodies(p.spec) for n in walk(body) if isinstance(n, Contract | Reduce | Weights | Scan)]
+    bound = {n.axis.name for n in sums if isinstance(n, Contract)}
+    bound |= {x.index.name for n in sums if isinstance(n, Reduce) for x in n.binders}
+    bound |= {x.index.name for n in sums if isinstance(n, Weights) for x in n.keys}
+    bound |= {n.binder.index.name for n in sums if isinstance(n, Scan)}
+    shared = [s for s in p.recurrence.states if "e" not in {a.index for a in s.axes}]
+    moved = any("e" not in {v.name for v in walk(x) if isinstance(v, Var)} for x in _values_read(p))
+    if p.variant.target == "torch" or "e" in bound or moved or (shared and p.variant.in_place):
+        return 0
+    columns = max(16, min(64, TILE // max(1, _rows(p))))
+    return columns if columns < p.variant.E else 0
+
+
+def _values_read(p: Problem) -> Iterator[Expr]:
+    """Where states with an axis e, and v, are read along it."""
+    over = {s.name: len(s.axes) and s.axes[-1].index == "e" for s in p.recurrence.states} | {"v": True}
+    for n in (n for body in bodies(p.spec) for n in walk(body)):
+        if isinstance(n, Load) and over.get(n.tensor):
+            yield n.index[-1]
+
+
+def _rows(p: Problem) -> int:
+    """Elements of the largest state along all axes but e."""
+    sizes = p.extents
+    found = [1]
+    for s in p.recurrence.states:
+        n = 1
+        for a in s.axes:
+            n *= 1 << max(sizes[a.index] - 1, 0).bit_length() if a.index != "e" else 1
+        found.append(n)
+    return max(found)
+
+
+class Walk:
+    """The statements of a token, shared by the kernels that need them."""
+
+    def __init__(self, p: Problem, reserved: tuple[str, ...] = (), columns: int = 0) -> None:
+        self.p = p
+        self.k = Token(p.spec, p.variant, p.extents, reserved, columns)
+        self.out: Var | None = None
+        r = p.recurrence
+        for s in r.states:
+            self.k.home(s, s.vars)
+        for f in r.frozen:
+            self.k.home(f, self.k.homes[f.state])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everything that is carried from token to token."""
+        r = self.p.recurrence
+        return (*(s.name for s in r.states), *(f.name for f in r.frozen))
+
+    def initial(self) -> tuple[Var, ...]:
+        """The states before the first token, and what is frozen."""
+        k, r = self.k, self.p.recurrence
+        k.token(Const(0, "int"), op("lt", 0, N))
+        found = {s.name: k.full(k.put(s.init), s.name, k.axes(s.name)) for s in r.states}
+        return (*found.values(), *(found[f.state] for f in r.frozen))
+
+    def token(self, at: Var, held: tuple[Var, ...]) -> tuple[Var, ...]:
+        """What is carried behind the token; `out` is its row of the result."""
+        k, r = self.k, self.p.recurrence
+        k.token(at)
+        k.now = dict(zip(self.names, held, strict=True))
+        self.begin(at)
+        self.steps(r.steps)
+        return tuple(k.now[n] for n in self.names)
+
+    def begin(self, at: Var) -> None:
+        """States start anew where their key changes; then what is frozen is taken anew where it is time."""
+        k, r = self.k, self.p.recurrence
+        borders: dict[str, Expr] = {}
+        for s in r.states:
+            if s.per is None:
+                continue
+            key = k.put(s.per)
+            before = k.value(op("max", op("sub", at, 1), 0), "before", "the token before")
+            other = substitute(key, {ivar("i"): before})
+            k.b.bindings[before] = before
+            borders[s.name] = k.value(op("ne", k.b.lower(key), k.b.lower(other)), "border", "a state starts anew here")
+            fresh = k.full(k.put(s.init), s.name, k.axes(s.name))
+            k.now[s.name] = k.value(op("where", borders[s.name], fresh, k.now[s.name]), s.name)
+        for f in r.frozen:
+            every = op("max", k.b.lower(substitute(f.every, self.p.sizes)), 1)
+            anew: Expr = op("eq", op("mod", at, every), 0)
+            if f.state in borders:
+                anew = op("or", anew, borders[f.state])
+            k.now[f.name] = k.value(op("where", k.value(anew, "anew"), k.now[f.state], k.now[f.name]), f.name)
+
+    # --- steps ------------------------------------------------------------------------------------------------------
+
+    def steps(self, steps: tuple[Step, ...]) -> None:
+        """The steps of a token, in order."""
+        k = self.k
+        for step in steps:
+            match step:
+                case Assign(name, _, body):
+                    k.now[name] = k.full(k.put(body), name, k.axes(name))
+                case Keep(name, _, vars, body):
+                    k.home(step, vars)
+                    k.now[name] = k.full(k.put(body), name, tuple(v.name for v in vars))
+                case Micro():
+                    self.micro(step)
+                case Read():
+                    self.out = k.over(k.value(k.put(self.p.spec.out.body), "o"), "e")
+
+    def micro(self, step: Micro) -> None:
+        """A loop within the token: it carries the states that it changes."""
+        k, b = self.k, self.k.b
+        changed = sorted({s.state for s in flat(step.steps) if isinstance(s, Assign)})
+        count = b.value(substitute(step.binder.size, self.p.sizes), "count")
+        known, bindings = dict(k.now), dict(b.bindings)
+        with b.inner() as scope:
+            carried = [b.carry(name, k.now[name], scope.depth) for name in changed]
+            k.now |= {name: v for name, (_, v) in zip(changed, carried, strict=True)}
+            index = b.loop_index(step.binder.index.name)
+            b.bindings = {n: v for n, v in bindings.items() if not self._stale(n)}
+            b.bindings[step.binder.index] = index
+            self.steps(step.steps)
+            b.add(t.Yield(tuple(k.now[name].name for name in changed)))
+        carries = tuple(c for c, _ in carried)
+        b.add(t.For(index.name, t.Count(Const(0, "int"), count), carries, tuple(scope.statements), order="asc"))
+        k.now = known | dict(zip(changed, b.leave(carries), strict=True))
+        b.bindings = bindings
+
+    def _stale(self, e: Expr) -> bool:
+        return False
+
+
+def last_tensors(p: Problem, real: t.Dtype) -> tuple[t.Tensor, ...]:
+    """The tensors that take the states behind the last token, where they are wanted."""
+    sizes = p.extents
+    found = []
+    for s in p.recurrence.states if p.variant.last else ():
+        axes = tuple(a.index for a in s.axes)
+        extents = (Const(sizes[a], "int") for a in axes)
+        found.append(t.Tensor(last_of(s.name), ("b", "h", *axes), (B, H, *extents), real))
+    return tuple(found)
+
+
+def store_states(w: Walk, states: tuple[Var, ...]) -> None:
+    """Stores the states behind the last token; one that the programs of a head share is stored by the first of them."""
+    k, p = w.k, w.p
+    name = first_of if p.variant.in_place else last_of
+    for s, v in zip(p.recurrence.states, states, strict=False):
+        axes = tuple(x.name for x in s.vars)
+        guard = conj(*(k.inside[n] for n in axes))
+        if k.columns and "e" not in axes:
+            guard = conj(op("eq", ivar("e0"), 0), guard)
+        value = v if axes else k.sum(s.name, v, UNIT)
+        k.store(name(s.name), (ivar("b"), ivar("h"), *(k.b.bindings[x] for x in s.vars)), value, guard, k.real)
+
+
+def forward_kernel(p: Problem) -> t.Kernel:
+    """out, token by token."""
+    columns = columns_of(p)
+    w = Walk(p, tuple(x for s in p.recurrence.states for x in (last_of(s.name), first_of(s.name))), columns)
+    k, b = w.k, w.k.b
+    start = w.initial()
+    with b.inner() as scope:
+        pairs = [b.carry(n, v, scope.depth) for n, v in zip(w.names, start, strict=True)]
+        index = b.loop_index("token")
+        new = w.token(index, tuple(v for _, v in pairs))
+        assert w.out is not None
+        guard = conj(op("le", 0, k.row), op("lt", k.row, M), k.inside["e"])
+        k.store("out", (ivar("b"), ivar("h"), k.row, b.bindings[ivar("e")]), w.out, guard, p.variant.dtype)
+        b.add(t.Yield(tuple(v.name for v in new)))
+    carried = tuple(c for c, _ in pairs)
+    note = "one token after another"
+    over = t.Count(Const(0, "int"), N)
+    b.add(t.For(index.name, over, carried, tuple(scope.statements), order="asc", note=note))
+    left = b.leave(carried)
+    if p.variant.last or p.variant.in_place:
+        store_states(w, left)
+    return prune(kernel("forward_kernel", p, k))
+
+
+def kernel(name: str, p: Problem, k: Token) -> t.Kernel:
+    """A kernel with a program for each head and each part of its values."""
+    grid: tuple[t.GridAxis, ...] = (t.GridAxis("h", H, "batch"), t.GridAxis("b", B, "batch"))
+    scalars = ("B", "H", "G", "M", "N", *(c.name for c in p.spec.constants))
+    if k.columns:
+        grid = (t.GridAxis("e0", ivar("E"), "tile", k.columns, "e"), *grid)
+        scalars = (*scalars, "E")
+    elements = _rows(p) * (k.columns or p.variant.E)
+    warps = 1
+    while warps < 8 and warps * 1024 < elements:
+        warps *= 2
+    return t.Kernel(name, grid, tuple(k.tensors), scalars, tuple(k.b.scope.statements), t.Config(warps, 1))
+
+
+__all__ = ["ZERO", "Problem", "Walk", "columns_of", "forward_kernel", "kernel", "last_tensors", "replace"]

@@ -1,0 +1,227 @@
+"""Values of one token: expressions of the Spec IR over channels --> statements of a kernel.
+
+The token's number is a scalar, every channel axis of the spec is an axis of the kernel, and states are values over
+theirs. Products are summed by the element, so any expression of a state has a form here. Channel axes that are padded
+hold 0 in their padding wherever they are summed.
+"""
+
+from __future__ import annotations
+
+import math
+
+from attncc.expr.build import TRUE, conj, ivar, op
+from attncc.expr.evaluate import evaluate
+from attncc.expr.nodes import Atom, Const, Expr, Op, Var, free_vars, rewrite, substitute
+from attncc.ir.nodes import Contract, Frozen, Gradient, Keep, Let, Load, Rebind, Reduce, S, Scan, Spec, State, Weights
+from attncc.passes.mistakes import NotCompiled
+from attncc.schedule.builder import Builder
+from attncc.schedule.chunk_values import Chunk
+from attncc.schedule.stream import i
+from attncc.schedule.variant import Variant
+from attncc.tile import nodes as t
+
+ZERO, ONE = Const(0.0, "real"), Const(1.0, "real")
+NEVER = Const(float("-inf"), "real")
+UNIT = "one"
+"""The axis of a state without axes, of one element: loops carry no bare numbers."""
+
+
+class Token(Chunk):
+    """A kernel over tokens under construction. `now` are the states and the kept values as they are at this place."""
+
+    def __init__(
+        self, spec: Spec, variant: Variant, extents: dict[str, int], reserved: tuple[str, ...], columns: int = 0
+    ) -> None:
+        super().__init__(spec, variant, extents, reserved, columns)
+        self.now: dict[str, Var] = {}
+        self.homes: dict[str, tuple[Var, ...]] = {}
+        """The axes of states and kept values, in order."""
+        self.arrays: dict[str, tuple[tuple[Var, ...], Expr]] = {}
+        """What q, k, v and the arrays of `let` stand for, over their own indices."""
+        for s in spec.statements:
+            body = self.put(s.body)
+            match s:
+                case Rebind(tensor, vars):
+                    self.arrays[tensor] = vars, body
+                case Let(name, _, vars):
+                    self.arrays[name] = vars, body
+
+    def channel(self, name: str, size: int) -> None:
+        """Declares a channel axis of `size`, padded where the printer wants powers of two."""
+        extent = size if self.variant.target == "torch" else 1 << max(size - 1, 0).bit_length()
+        base: Expr = Const(0, "int")
+        if name == "e" and self.columns:
+            extent, base = self.columns, ivar("e0")
+        axis = self.b.axis(name, extent)
+        c = self.b.let(name, t.Type((axis,), "i32"), t.Iota(base), "channels")
+        self.b.bindings[ivar(name)] = c
+        end: Expr = ivar("E") if base is not Const(0, "int") else Const(size, "int")
+        whole = size % self.columns == 0 if name == "e" and self.columns else size == extent
+        self.inside[name] = TRUE if whole else op("lt", c, end)
+
+    def token(self, at: Expr, live: Expr = TRUE) -> None:
+        """`at` is the token from here on; nothing is read where `live` does not hold."""
+        self.b.bindings = {k: v for k, v in self.b.bindings.items() if not isinstance(k, Atom)}
+        self.b.bindings[i] = at
+        self.live = live
+        self.row = self.b.value(op("sub", at, self.shift), "r", "its query row")
+
+    # --- states -----------------------------------------------------------------------------------------------------
+
+    def home(self, x: State | Keep | Frozen, vars: tuple[Var, ...]) -> None:
+        """Declares the axes of a state or of a kept value."""
+        self.homes[x.name] = vars
+
+    def axes(self, name: str) -> tuple[str, ...]:
+        """The axes of a state as it is carried."""
+        return tuple(v.name for v in self.homes[name]) or (UNIT,)
+
+    def put(self, e: Expr) -> Expr:
+        """`e` with states, kept values and arrays for what they are here."""
+
+        def rule(node: Expr) -> Expr | None:
+            match node:
+                case Load(name, index) if name in self.now:
+                    return self.read(name, index[2:])
+                case Load(name, index) if name in self.arrays:
+                    vars, body = self.arrays[name]
+                    return substitute(body, dict(zip(vars, index, strict=True)))
+                case Var("D" | "E" as name):
+                    return Const(self.variant.D if name == "D" else self.variant.E, "int")
+                case Op(_, args, sort) if sort != "bool" and all(isinstance(a, Const) for a in args):
+                    value = evaluate(node)
+                    return Const(value, sort) if math.isfinite(value) else None
+                case Gradient():
+                    raise NotCompiled("`grad` one token after another: not compiled yet", node.span)
+                case _:
+                    return None
+
+        return rewrite(e, rule)
+
+    def read(self, name: str, index: tuple[Expr, ...]) -> Expr:
+        """A state or a kept value at an index; at its own it is the value itself."""
+        v, own = self.now[name], self.homes[name]
+        if not own:
+            return self.sum(name, v, UNIT) if self.b.type_of(v.name).axes else v
+        moved = [(a.name, x) for a, x in zip(own, index, strict=True) if a is not x]
+        kept = {a.name for a, x in zip(own, index, strict=True) if a is x}
+        others = [x.name for _, x in moved if isinstance(x, Var)]
+        if len(others) == len(moved) == len(set(others)) and not set(others) & ({a.name for a in own} | kept):
+            return self.renamed(v, dict(zip((a for a, _ in moved), others, strict=True)))
+        for axis, x in moved:
+            if axis in free_vars(x):
+                raise NotCompiled(f"the value of `{name}` at another `{axis}`: not compiled yet", self.spec.out.span)
+            at = op("eq", self.b.bindings[ivar(axis)], self.b.lower(x))
+            v = self.sum(name, op("where", at, v, ZERO), axis)
+        return v
+
+    def renamed(self, v: Var, new: dict[str, str]) -> Var:
+        """`v` with some of its axes named otherwise."""
+        type = self.b.type_of(v.name)
+        if not any(a.name in new for a in type.axes):
+            return v
+        axes = tuple(t.Axis(new.get(a.name, a.name), a.extent) for a in type.axes)
+        if any(self.b.extent(a.name) != a.extent for a in axes):
+            raise NotCompiled("a state at an index of another size: not compiled yet", self.spec.out.span)
+        return self.b.let(v.name, t.Type(axes, type.dtype), t.Rename(v.name), depth=self.b.depth(v))
+
+    # --- expressions ------------------------------------------------------------------------------------------------
+
+    def clean(self, e: Expr, hint: str, *, rows: bool = False) -> Var:
+        """`e` with 0 in the padding of its channels."""
+        v = self.value(e, hint)
+        guard = conj(*(self.inside[a.name] for a in self.b.type_of(v.name).axes if a.name in self.inside))
+        return v if guard is TRUE else self.value(op("where", guard, v, ZERO), hint)
+
+    def full(self, e: Expr, hint: str, names: tuple[str, ...]) -> Var:
+        """`e` over exactly these axes, 0 in their padding."""
+        v = self.clean(e, hint)
+        if {a.name for a in self.b.type_of(v.name).axes} == set(names):
+            return v
+        return self.clean(self.over(v, *names), hint)
+
+    def total(self, e: Expr, axis: str, size: Expr) -> Var:
+        """The sum of `e` along an axis, of `size` equal parts where it does not have it."""
+        v = self.clean(e, "x")
+        if axis not in self.b.type_of(v.name).names():
+            return self.value(op("mul", v, op("real", size)), "y")
+        return self.sum("y", v, axis)
+
+    def _atom(self, builder: Builder, e: Atom) -> Expr:
+        match e:
+            case Load():
+                return self._load(e)
+            case Contract(a, c, axis, extent):
+                made: Expr = self.total(op("mul", a, c), axis.name, extent)
+            case Reduce():
+                made = self._reduction(e)
+            case Weights():
+                made = self._weights(e)
+            case Scan("sum", body, binder, reverse, exclusive) if binder.index.name in self.inside:
+                v = self.full(body, "x", tuple({*self._names(body), binder.index.name}))
+                scan = t.Scan("sum", v.name, binder.index.name, reverse, exclusive)
+                made = self.b.let("upto", self.b.type_of(v.name), scan, depth=self.b.depth(v))
+            case _:
+                raise NotCompiled("this has no form for one token yet", e.span if hasattr(e, "span") else None)
+        builder.bindings[e] = made
+        return made
+
+    def _names(self, e: Expr) -> tuple[str, ...]:
+        return self.b.type_of(self.value(e, "x").name).names()
+
+    def _reduction(self, e: Reduce) -> Expr:
+        chosen = None if e.where is TRUE else self.b.lower(e.where)
+        match e.op:
+            case "sum" | "mean":
+                total = self._sums(self._chosen(chosen, e.body, ZERO), e)
+                if e.op == "sum":
+                    return total
+                count = self._sums(self._chosen(chosen, ONE, ZERO), e)
+                return op("div", total, op("where", op("eq", count, ZERO), ONE, count))
+            case "any":
+                found = self._extreme("max", self._chosen(chosen, op("where", e.body, ONE, ZERO), ZERO), e, ZERO)
+                return op("eq", found, ONE)
+            case "max" | "min":
+                never = NEVER if e.op == "max" else Const(float("inf"), "real")
+                return self._extreme(e.op, self._chosen(chosen, e.body, never), e, never)
+            case _:
+                raise NotCompiled(f"`{e.op}` one token after another: not compiled yet", e.span)
+
+    def _chosen(self, where: Expr | None, e: Expr, other: Expr) -> Expr:
+        return e if where is None else op("where", where, e, other)
+
+    def _sums(self, e: Expr, r: Reduce) -> Expr:
+        for binder in r.binders:
+            e = self.total(e, binder.index.name, binder.size)
+        return e
+
+    def _extreme(self, which: str, e: Expr, r: Reduce, never: Expr) -> Expr:
+        for binder in r.binders:
+            axis = binder.index.name
+            v = self.value(e, "x")
+            if axis in self.b.type_of(v.name).names():
+                v = self.value(self._chosen(None if self.inside[axis] is TRUE else self.inside[axis], v, never), "x")
+                kept = tuple(a for a in self.b.type_of(v.name).axes if a.name != axis)
+                reduce = t.Reduce("max" if which == "max" else "min", v.name, axis)
+                v = self.b.let("top", t.Type(kept, self.real), reduce, depth=self.b.depth(v))
+            e = v
+        return e
+
+    def _weights(self, e: Weights) -> Expr:
+        n = e.normaliser
+        if e.dropout is not None or n.kind not in ("ratio", "none"):
+            raise NotCompiled("these weights have no form for one token yet", e.span)
+        mask = None if e.mask is TRUE else e.mask
+        if n.kind == "none":
+            return self._chosen(mask, self.b.lower(substitute(n.phi, {S: self.value(e.score, "s")})), ZERO)
+        if n.phi is not op("exp", S) or n.psi is not n.phi:
+            raise NotCompiled("weights of this ratio have no form for one token yet", e.span)
+        score = self._chosen(mask, self.value(e.score, "s"), NEVER)
+        r = Reduce("max", score, e.keys)
+        top = self._extreme("max", score, r, NEVER)
+        top = self.value(op("where", op("eq", top, NEVER), ZERO, top), "top")
+        x = self.clean(op("exp", op("sub", score, top)), "x")
+        total = self._sums(x, r)
+        if n.z is not None:
+            total = op("add", total, op("mul", n.z, op("exp", op("neg", top))))
+        return op("div", x, self.value(op("where", op("eq", total, ZERO), ONE, total), "total"))
