@@ -1,13 +1,15 @@
 """canonicalize: one shape for what the later passes match.
 
 rewrite: D, E  --> their numbers
+rewrite: table[min(31, 32 // 2 + x), h]  --> table[min(31, 16 + x), h]; indices are not simplified later
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from attncc.expr.nodes import Const, Expr, Var, rewrite
+from attncc.expr.algebra import fold
+from attncc.expr.nodes import Const, Expr, Op, Var, rewrite
 from attncc.ir.nodes import Let, Out, Rebind, Spec, Statement
 
 
@@ -20,6 +22,8 @@ def canonicalize(spec: Spec, D: int, E: int) -> Spec:
                 return Const(D, "int")
             case Var("E", _):
                 return Const(E, "int")
+            case Op(name, args, _):
+                return fold(name, args)
             case _:
                 return None
 
