@@ -36,7 +36,9 @@ class _Kind:
 
 @click.command()
 @click.argument("files", nargs=-1, metavar="FILE...")
-@click.option("--suite", default="", metavar="NAME|TOML", help="Rows as data: `softmax`, or a file of your own.")
+@click.option(
+    "--suite", default="", metavar="NAME|TOML", help="Rows as data: `softmax`, `tiles`, or a file of your own."
+)
 @click.option("--only", default="", metavar="PATTERN,...", help="Rows whose label holds one of these; * is a wildcard.")
 @click.option("--shape", "shapes", multiple=True, metavar="B=2,H=16,N=8192,D=128", help="Of FILEs; may be repeated.")
 @click.option("--vs", "against", default="", metavar="NAME,...", help="Peers; all that are installed if left out.")
@@ -45,7 +47,13 @@ class _Kind:
 @click.option("--tiles", multiple=True, metavar="TEXT", help="Also time attncc with other tiles; `tuned`, or changes.")
 @click.option("--device", default="", help="cpu, cuda or cuda:1; a GPU where there is one.")
 @click.option("--const", "given", multiple=True, metavar="NAME=VALUE", help="Set a constant of the header.")
-@click.option("--fill", "fills", multiple=True, metavar="TENSOR=HOW", help="steps:1024, halves, normal:0.3 or all:1.")
+@click.option(
+    "--fill",
+    "fills",
+    multiple=True,
+    metavar="TENSOR=HOW",
+    help="steps:1024, halves, normal:0.3, falling:0.01 or all:1.",
+)
 @click.option("--forward", "which", flag_value="forward", help="Time the forward alone, without gradients.")
 @click.option("--backward", "which", flag_value="backward", help="Time the backward alone.")
 @click.option("--both", "which", flag_value="both", default=True, help="Time both (the default).")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from attncc.driver import load
+from attncc.errors import AttnccError
 from attncc.runtime.attention import compile_spec
 from attncc.runtime.bench.case import Case, build
 from attncc.runtime.bench.measure import milliseconds
@@ -80,7 +81,7 @@ ROWS = (
         "def half(x, size, far) = x if x < size // 2 else "
         "min(size - 1, size // 2 + floor(log(2 * x / size) / log(2 * far / size) * (size - size // 2)))\n"
         "attention bucketed(table: real[32, h]):\n"
-        "    score = q @ k / sqrt(D) + table[half(i - j if j <= i else 0, 32, 128), h]\n" + CAUSAL,
+        "    score = q @ k / sqrt(D) + table[half(max(i - j, 0), 32, 128), h]\n" + CAUSAL,
         {"table": "normal:0.3"},
         DIFFERS,
     ),
@@ -97,8 +98,15 @@ class Way:
     note: str = ""
     partitioned: bool = False
 
-    def prepare(self) -> None:
-        """The forward, and the backward once."""
+    def prepare(self) -> str:
+        """The forward, and the backward once; what attncc says where it refuses, else nothing."""
+        try:
+            self._first()
+        except AttnccError as e:
+            return e.diagnostic.message
+        return ""
+
+    def _first(self) -> None:
         case = self.case
         attention = compile_spec(
             case.file, backend=self.backend, deterministic=self.deterministic, constants=case.constants
@@ -151,14 +159,13 @@ def same_outputs(way: Way) -> bool:
 
 def measure(row: Row, found: dict[str, Way], rounds: int, device: torch.device) -> dict[str, Any]:
     """One row of the table."""
-    for way in found.values():
-        way.prepare()
-    apart = max(error(a, b) for a, b in zip(found["captured"].backward(), found["ordered"].backward(), strict=True))
+    refused = {n: said for n, w in found.items() if (said := w.prepare())}
+    found = {n: w for n, w in found.items() if n not in refused}
     times = timed({n: w.backward for n, w in found.items()}, rounds, device)
     medians = {n: statistics.median(t) for n, t in times.items()}
+    varies = {n: w.differing() for n, w in found.items()}
+    cost = medians["captured"] / medians["plain"]
     captured = set(found["captured"].leaves) - {"q", "k", "v"}
-    vary = {n: w.differing() for n, w in found.items()}
-    cost, price = medians["captured"] / medians["plain"], medians["ordered"] / medians["captured"]
     return {
         "captured": row.name,
         **{k: found["plain"].case.sizes[k] for k in "BHND"},
@@ -166,15 +173,28 @@ def measure(row: Row, found: dict[str, Way], rounds: int, device: torch.device) 
         "cost": cost,
         "bar": row.bar,
         "cost holds": cost <= row.bar,
-        "varies": " ".join(vary["captured"]) or "nothing",
-        "same bits": not captured & set(vary["captured"]),
+        "varies": " ".join(varies["captured"]) or "nothing",
+        "same bits": not captured & set(varies["captured"]),
+        **ordered(found, medians, varies),
+        "tier": "/".join("partitioned" if w.partitioned else "plain" for w in found.values()),
+        "notes": {**{n: w.note for n, w in found.items() if w.note}, **refused},
+        "rounds_ms": times,
+    }
+
+
+def ordered(
+    found: dict[str, Way], medians: dict[str, float], varies: dict[str, list[str]]
+) -> dict[str, float | bool | None]:
+    """What comes of `deterministic=True`: its price, its bits, how far its gradients are from the default's."""
+    if "ordered" not in found:
+        return {"ordered cost": None, "ordered holds": False, "ordered same": False, "apart": None}
+    price = medians["ordered"] / medians["captured"]
+    pairs = zip(found["captured"].backward(), found["ordered"].backward(), strict=True)
+    return {
         "ordered cost": price,
         "ordered holds": price <= ORDERED,
-        "ordered same": not vary["ordered"] and same_outputs(found["ordered"]),
-        "apart": apart,
-        "tier": "/".join("partitioned" if w.partitioned else "plain" for w in found.values()),
-        "notes": {n: w.note for n, w in found.items() if w.note},
-        "rounds_ms": times,
+        "ordered same": not varies["ordered"] and same_outputs(found["ordered"]),
+        "apart": max(error(a, b) for a, b in pairs),
     }
 
 

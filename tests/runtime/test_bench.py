@@ -135,6 +135,8 @@ def test_fills() -> None:
     halves = case("alibi", {"slope": "halves"}).tensors["slope"]
     assert halves.tolist() == [2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8]
     assert case("alibi", {"slope": "all:0.5"}).tensors["slope"].tolist() == [0.5] * 4
+    falling = case("alibi", {"slope": "falling:0.1"}).tensors["slope"].diff()
+    assert bool((falling <= 0).all() and (falling >= -0.2).all())
 
 
 # --- peers ----------------------------------------------------------------------------------------------------------
@@ -291,10 +293,11 @@ def test_goals() -> None:
         parse_goal("fast")
 
 
-def test_the_shipped_suite() -> None:
-    assert [f.stem for f in FOLDER.glob("*.toml")] == ["softmax"]
-    rows = read_suite("softmax")
-    assert len(rows) == len({r.label for r in rows}) and len(rows) > 20
+@pytest.mark.parametrize(("suite", "least"), [("softmax", 20), ("tiles", 15)])
+def test_the_shipped_suites(suite: str, least: int) -> None:
+    assert sorted(f.stem for f in FOLDER.glob("*.toml")) == ["softmax", "tiles"]
+    rows = read_suite(suite)
+    assert len(rows) == len({r.label for r in rows}) and len(rows) > least
     known = {"tile", "gradients", *(p.name for family in families() for p in peers(family))}
     for row in rows:
         spec = parse(row.spec)
@@ -302,12 +305,16 @@ def test_the_shipped_suite() -> None:
         assert set(row.fills) == {p.name for p in spec.params}
         assert {b.over for g in row.goals for b in g.bounds} <= known
         full_sizes(row.shape)
+
+
+def test_rows_are_examples() -> None:
+    rows = read_suite("softmax")
     same = {"window": "window", "slopes": "alibi", "documents": "packed_documents", "causal": "causal"}
     for row in rows:
         if row.name in same:
             example = load(EXAMPLES / f"{same[row.name]}.attn")[0]
             assert parse(row.spec).out == example.out, row.name
-    assert [r.name for r in read_suite("softmax", "softcap*D64, sink*D64")] == ["softcap", "sink"]
+    assert [r.name for r in read_suite("softmax", "softcap*D64, sink B*D64")] == ["softcap", "sink"]
 
 
 TINY = """
@@ -360,17 +367,28 @@ def test_a_suite_runs(tmp_path: Path) -> None:
         causal["sdpa"]["forward"]["ms"] / causal["attncc"]["forward"]["ms"]
     )
     assert max(causal["sdpa"]["errors"].values()) < 1e-5
-    assert found["rows"][1]["goals"] == [
-        {"goal": "1000000 tile", "of": "attncc", "forward": False, "backward": False},
-        {"goal": "<= 1000 gradients", "of": "attncc", "forward": None, "backward": True},
-    ]
+    per_tile, most = found["rows"][1]["goals"]
+    assert (per_tile["goal"], per_tile["of"]) == ("1000000 tile", "attncc")
+    assert per_tile["forward"] == {
+        "holds": False,
+        "ratio": pytest.approx(sink["anchor"]["forward"]["ours_over_it"]["median"]),
+        "bar": 1e6,
+        "over": "tile",
+    }
+    assert most["forward"] is None and most["backward"]["holds"] and most["backward"]["bar"] == 1000
     assert sink["gradients"]["status"] == "timed" and sink["gradients"]["note"] == "with those of sink"
     assert "gradients" not in causal
     lines = table.read_text().splitlines()
     assert lines[2].startswith(
         "| row | attncc | flex | sdpa | over flex | over sdpa | per tile | captured gradients | goals |"
     )
-    assert lines[-1].endswith("| missed forward: 1000000 tile; backward: 1000000 tile |")
+    assert lines[5].endswith("| missed forward: 1000000 tile; backward: 1000000 tile |")
+    assert lines[7] == "| row | half | goal | ratio | bar | |" and len(lines) == 9 + 2 + 3
+    assert lines[9].startswith("| causal B1 H2 N40 D16 | forward | 0.000001 sdpa | ")
+    assert lines[9].endswith(" sdpa | >= 0.00 | holds |") and lines[11].endswith(
+        "tile | >= 1000000.00 | short by 100% |"
+    )
+    assert lines[13].endswith(" gradients | <= 1000.00 | holds |")
 
 
 def test_a_chart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

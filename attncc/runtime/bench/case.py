@@ -142,13 +142,20 @@ def _all(shape: tuple[int, ...], at: str) -> Tensor:
     return torch.full(shape, float(at))
 
 
+def _falling(shape: tuple[int, ...], at: str) -> Tensor:
+    """Sums along the last axis of steps between 0 and twice -at."""
+    steps = torch.rand(shape, generator=torch.Generator().manual_seed(1))
+    return -2 * float(at) * steps.cumsum(-1)
+
+
 FILLS: dict[str, Callable[[tuple[int, ...], str], Tensor]] = {
     "steps": _steps,
     "halves": _halves,
     "normal": _normal,
     "all": _all,
+    "falling": _falling,
 }
-"""How captured tensors can be filled: `steps:1024`, `halves`, `normal:0.3`, `all:1`."""
+"""How captured tensors can be filled: `steps:1024`, `halves`, `normal:0.3`, `all:1`, `falling:0.01`."""
 
 
 def build(

@@ -12,12 +12,24 @@ from typing import Any
 
 import torch
 
-from attncc.runtime.bench.case import Case
+from attncc.runtime.bench.case import TILE, Case
 from attncc.runtime.bench.measure import WHICH, Contestant
 from attncc.runtime.bench.suite import Bound, Goal, Row
 
 _SLACK = 0.02
 """A ratio of 0.98 counts as 1."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One bound of a goal: the ratio that was measured, the one wanted, over whom, and how they compare."""
+
+    ratio: float
+    bar: float
+    over: str
+    margin: float
+    """1 and more is enough; of times that may be at most so long, the inverse."""
+    holds: bool
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,11 @@ class Measured:
         share = entry.work.pairs / (self.ours[0].work.pairs or 1.0)
         return None if ms is None else share * self.flops[which] / ms / 1e9
 
+    def tile_tflops(self, entry: Contestant, which: str) -> float | None:
+        """Of all pairs in the tiles that the mask leaves something of."""
+        speed = self.tflops(entry, which)
+        return None if speed is None else speed * TILE * TILE * entry.work.tiles / (entry.work.pairs or 1.0)
+
     def ratio(self, mine: Contestant, over: str, which: str) -> tuple[float, float, float] | None:
         """How many times as fast as `over`: of the medians, and the least and largest of any round."""
         wanted = "anchor" if over == "tile" else over
@@ -58,15 +75,23 @@ class Measured:
         each = [share * y / x for x, y in zip(a, b, strict=True)]
         return share * statistics.median(b) / statistics.median(a), min(each), max(each)
 
-    def reached(self, mine: Contestant, goal: Goal, which: str) -> bool | None:
-        """Whether a bound of the goal holds; None where nobody it is measured by was timed."""
+    def nearest(self, mine: Contestant, goal: Goal, which: str) -> Verdict | None:
+        """The bound of the goal that comes nearest to holding; None where nobody it is measured by was timed."""
         if goal.most and which == "forward":
             return None
-        found = [(_least(b, which), self.ratio(mine, b.over, which)) for b in goal.bounds]
-        known = [(least, r[0]) for least, r in found if r is not None]
-        if goal.most:
-            return all(r <= most for most, r in known) if known else None
-        return any(r >= (least - _SLACK if least == 1 else least) for least, r in known) if known else None
+        found = []
+        for b in goal.bounds:
+            ratio, bar = self.ratio(mine, b.over, which), _least(b, which)
+            if ratio is not None:
+                margin = bar / ratio[0] if goal.most else ratio[0] / bar
+                slack = _SLACK if bar == 1 and not goal.most else 0.0
+                found.append(Verdict(ratio[0], bar, b.over, margin, margin >= 1 - slack))
+        return max(found, key=lambda v: (v.holds, v.margin), default=None)
+
+    def reached(self, mine: Contestant, goal: Goal, which: str) -> bool | None:
+        """Whether a bound of the goal holds; None where nobody it is measured by was timed."""
+        verdict = self.nearest(mine, goal, which)
+        return None if verdict is None else verdict.holds
 
 
 # --- text -----------------------------------------------------------------------------------------------------------
@@ -148,7 +173,24 @@ def markdown(rows: Sequence[Measured], where: Mapping[str, str]) -> str:
             more = m.ratio(m.ours[0], "gradients", "backward")
             cells.append("" if more is None else f"{100 * (more[0] - 1):+.0f}%")
         text.append(f"| {' | '.join([m.row.label, *cells, _goals(m)])} |")
-    return "\n".join(text) + "\n"
+    return "\n".join([*text, *_bars(rows)]) + "\n"
+
+
+def _bars(rows: Sequence[Measured]) -> list[str]:
+    """A second table: each goal's ratio, its bar, and whether it holds, by the best of our backends."""
+    lines = []
+    for m in rows:
+        for goal in m.row.goals:
+            for which in WHICH:
+                found = [v for mine in m.ours if (v := m.nearest(mine, goal, which)) is not None]
+                if found:
+                    best = max(found, key=lambda v: (v.holds, v.margin))
+                    bar = f"{'<=' if goal.most else '>='} {best.bar:.2f}"
+                    verdict = "holds" if best.holds else f"short by {100 * (1 - best.margin):.0f}%"
+                    cells = [m.row.label, which, goal.text, f"{best.ratio:.2f} {best.over}", bar, verdict]
+                    lines.append(f"| {' | '.join(cells)} |")
+    head = ["", "| row | half | goal | ratio | bar | |", "|---|---|---|---|---|---|"]
+    return [*head, *lines] if lines else []
 
 
 def _best(m: Measured, over: str, which: str) -> float | None:
@@ -192,11 +234,15 @@ def _row(m: Measured) -> dict[str, Any]:
         "density": m.density,
         "contestants": [_entry(m, e) for e in m.entries],
         "goals": [
-            {"goal": g.text, "of": mine.name, **{w: m.reached(mine, g, w) for w in WHICH}}
+            {"goal": g.text, "of": mine.name, **{w: _verdict(m.nearest(mine, g, w)) for w in WHICH}}
             for mine in m.ours
             for g in m.row.goals
         ],
     }
+
+
+def _verdict(v: Verdict | None) -> dict[str, Any] | None:
+    return None if v is None else {"holds": v.holds, "ratio": v.ratio, "bar": v.bar, "over": v.over}
 
 
 def _entry(m: Measured, e: Contestant) -> dict[str, Any]:
@@ -211,6 +257,7 @@ def _entry(m: Measured, e: Contestant) -> dict[str, Any]:
                     "ms": statistics.median(times),
                     "rounds_ms": times,
                     "tflops": m.tflops(e, which),
+                    "tile_tflops": m.tile_tflops(e, which),
                     "ours_over_it": None if over is None else dict(zip(("median", "least", "most"), over, strict=True)),
                 }
     return found
