@@ -14,6 +14,7 @@ _SHARED = {
 
 TRITON: Mapping[str, Form] = {
     **_SHARED,
+    "real": Form("tl.cast({}, tl.float32)"),
     "exp": Form("tl.exp({})"),
     "log": Form("tl.log({})"),
     "sigmoid": Form("tl.sigmoid({})"),

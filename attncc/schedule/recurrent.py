@@ -7,9 +7,9 @@ its states change. Channels of values are cut into parts with a program each whe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from attncc.expr.build import conj, ivar, op
+from attncc.expr.build import ivar, op
 from attncc.expr.evaluate import evaluate
 from attncc.expr.nodes import Const, Expr, Var, substitute, walk
 from attncc.ir.nodes import Assign, Contract, Keep, Load, Micro, Read, Recurrence, Reduce, Scan, Spec, Step, Weights
@@ -17,11 +17,11 @@ from attncc.ir.steps import bodies, flat
 from attncc.passes.mistakes import NotCompiled
 from attncc.schedule.given import first_of, last_of
 from attncc.schedule.prune import prune
-from attncc.schedule.recurrent_values import UNIT, ZERO, Token
+from attncc.schedule.recurrent_values import UNIT, Token
 from attncc.schedule.variant import Variant
 from attncc.tile import nodes as t
 
-B, H, M, N = (ivar(x) for x in "BHMN")
+B, H, N = (ivar(x) for x in "BHN")
 TILE = 4096
 """Elements of a state that a program of a head holds, where its values can be cut."""
 
@@ -59,7 +59,7 @@ class Problem:
     def _declared(self) -> Iterator[tuple[str, Expr]]:
         r = self.recurrence
         kept = [s for s in flat(r.steps) if isinstance(s, Keep)]
-        yield from ((a.index, a.size) for x in (*r.states, *kept) for a in x.axes)
+        yield from ((a.index, a.size) for axes in (*(s.axes for s in r.states), *(s.axes for s in kept)) for a in axes)
         for e in (n for body in bodies(self.spec) for n in walk(body)):
             match e:
                 case Contract(_, _, axis, extent):
@@ -79,7 +79,7 @@ class Problem:
 
 
 def columns_of(p: Problem) -> int:
-    """How many channels e a program owns; 0 for all of them, where they meet, are few, or a shared state is written over."""
+    """How many channels e a program owns; 0 for all, where they meet, are few, or a shared state is written over."""
     sums = [n for body in bodies(p.spec) for n in walk(body) if isinstance(n, Contract | Reduce | Weights | Scan)]
     bound = {n.axis.name for n in sums if isinstance(n, Contract)}
     bound |= {x.index.name for n in sums if isinstance(n, Reduce) for x in n.binders}
@@ -156,10 +156,12 @@ class Walk:
             if s.per is None:
                 continue
             key = k.put(s.per)
-            before = k.value(op("max", op("sub", at, 1), 0), "before", "the token before")
+            before = k.b.value(op("max", op("sub", at, 1), 0), "before", "the token before")
             other = substitute(key, {ivar("i"): before})
             k.b.bindings[before] = before
-            borders[s.name] = k.value(op("ne", k.b.lower(key), k.b.lower(other)), "border", "a state starts anew here")
+            borders[s.name] = k.b.value(
+                op("ne", k.b.lower(key), k.b.lower(other)), "border", "a state starts anew here"
+            )
             fresh = k.full(k.put(s.init), s.name, k.axes(s.name))
             k.now[s.name] = k.value(op("where", borders[s.name], fresh, k.now[s.name]), s.name)
         for f in r.frozen:
@@ -226,9 +228,8 @@ def store_states(w: Walk, states: tuple[Var, ...]) -> None:
     name = first_of if p.variant.in_place else last_of
     for s, v in zip(p.recurrence.states, states, strict=False):
         axes = tuple(x.name for x in s.vars)
-        guard = conj(*(k.inside[n] for n in axes))
-        if k.columns and "e" not in axes:
-            guard = conj(op("eq", ivar("e0"), 0), guard)
+        once = [op("eq", ivar("e0"), 0)] if k.columns and "e" not in axes else []
+        guard = k.guard(once, list(axes))
         value = v if axes else k.sum(s.name, v, UNIT)
         k.store(name(s.name), (ivar("b"), ivar("h"), *(k.b.bindings[x] for x in s.vars)), value, guard, k.real)
 
@@ -244,7 +245,7 @@ def forward_kernel(p: Problem) -> t.Kernel:
         index = b.loop_index("token")
         new = w.token(index, tuple(v for _, v in pairs))
         assert w.out is not None
-        guard = conj(op("le", 0, k.row), op("lt", k.row, M), k.inside["e"])
+        guard = k.guard(k.row_here(), ["e"])
         k.store("out", (ivar("b"), ivar("h"), k.row, b.bindings[ivar("e")]), w.out, guard, p.variant.dtype)
         b.add(t.Yield(tuple(v.name for v in new)))
     carried = tuple(c for c, _ in pairs)
@@ -269,6 +270,3 @@ def kernel(name: str, p: Problem, k: Token) -> t.Kernel:
     while warps < 8 and warps * 1024 < elements:
         warps *= 2
     return t.Kernel(name, grid, tuple(k.tensors), scalars, tuple(k.b.scope.statements), t.Config(warps, 1))
-
-
-__all__ = ["ZERO", "Problem", "Walk", "columns_of", "forward_kernel", "kernel", "last_tensors", "replace"]

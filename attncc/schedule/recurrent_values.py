@@ -12,14 +12,16 @@ import math
 from attncc.expr.build import TRUE, conj, ivar, op
 from attncc.expr.evaluate import evaluate
 from attncc.expr.nodes import Atom, Const, Expr, Op, Var, free_vars, rewrite, substitute
+from attncc.ir.free import free
 from attncc.ir.nodes import Contract, Frozen, Gradient, Keep, Let, Load, Rebind, Reduce, S, Scan, Spec, State, Weights
 from attncc.passes.mistakes import NotCompiled
 from attncc.schedule.builder import Builder
-from attncc.schedule.chunk_values import Chunk
-from attncc.schedule.stream import i
+from attncc.schedule.chunk_values import ROLES, Chunk
+from attncc.schedule.stream import M, i
 from attncc.schedule.variant import Variant
 from attncc.tile import nodes as t
 
+_ROLES = {"q": "bhmd", "k": "bgnd", "v": "bgne"}
 ZERO, ONE = Const(0.0, "real"), Const(1.0, "real")
 NEVER = Const(float("-inf"), "real")
 UNIT = "one"
@@ -32,6 +34,7 @@ class Token(Chunk):
     def __init__(
         self, spec: Spec, variant: Variant, extents: dict[str, int], reserved: tuple[str, ...], columns: int = 0
     ) -> None:
+        self.sizes = extents
         super().__init__(spec, variant, extents, reserved, columns)
         self.now: dict[str, Var] = {}
         self.homes: dict[str, tuple[Var, ...]] = {}
@@ -140,19 +143,19 @@ class Token(Chunk):
             return v
         return self.clean(self.over(v, *names), hint)
 
-    def total(self, e: Expr, axis: str, size: Expr) -> Var:
-        """The sum of `e` along an axis, of `size` equal parts where it does not have it."""
+    def total(self, e: Expr, axis: str) -> Var:
+        """The sum of `e` along an axis, of equal parts where it does not have it."""
         v = self.clean(e, "x")
         if axis not in self.b.type_of(v.name).names():
-            return self.value(op("mul", v, op("real", size)), "y")
+            return self.value(op("mul", v, float(self.sizes[axis])), "y")
         return self.sum("y", v, axis)
 
     def _atom(self, builder: Builder, e: Atom) -> Expr:
         match e:
             case Load():
                 return self._load(e)
-            case Contract(a, c, axis, extent):
-                made: Expr = self.total(op("mul", a, c), axis.name, extent)
+            case Contract(a, c, axis):
+                made: Expr = self.total(op("mul", a, c), axis.name)
             case Reduce():
                 made = self._reduction(e)
             case Weights():
@@ -165,6 +168,44 @@ class Token(Chunk):
                 raise NotCompiled("this has no form for one token yet", e.span if hasattr(e, "span") else None)
         builder.bindings[e] = made
         return made
+
+    # --- memory -----------------------------------------------------------------------------------------------------
+
+    def guard(self, conditions: list[Expr], axes: list[str]) -> Expr:
+        """Whether scalar conditions hold, and channels of these axes are inside."""
+        inside = [self.inside[a] for a in axes]
+        when = conj(*dict.fromkeys(conditions))
+        if when is TRUE or not axes:
+            return self.b.lower(conj(when, *inside))
+        limit = self.b.value(op("where", when, self.end(axes[0]), 0), "limit")
+        return self.b.lower(conj(op("lt", self.b.bindings[ivar(axes[0])], limit), *inside[1:]))
+
+    def end(self, axis: str) -> Expr:
+        """How many channels an axis has."""
+        if axis == "e":
+            return ivar("E") if self.columns else Const(self.variant.E, "int")
+        return Const(self.sizes[axis], "int")
+
+    def row_here(self) -> list[Expr]:
+        """The conditions under which the token has a query row."""
+        return [op("le", 0, self.row), op("lt", self.row, M)]
+
+    def _load(self, e: Load) -> Expr:
+        axes = tuple(_ROLES[e.tensor]) if e.tensor in ROLES else tuple(a.index for a in self.params[e.tensor].axes)
+        conditions: list[Expr] = []
+        index: list[Expr] = []
+        for kind, at in zip(axes, e.index, strict=True):
+            row = kind == "m" and at is i
+            index.append(self.row if row else self.b.value(at, "at"))
+            conditions += self.row_here() if row else [self.live] if i in free(at) else []
+        names = list(dict.fromkeys(n for at in e.index for n in sorted(free_vars(at)) if n in self.inside))
+        dtypes: dict[str, t.Dtype] = dict(self.variant.captured)
+        dtype = self.variant.dtype if e.tensor in ROLES else dtypes.get(e.tensor, "i32")
+        self.tensors[e.tensor] = None
+        guard = self.guard([c for c in conditions if c is not TRUE], names)
+        value = self.b.load(e.tensor, dtype, t.Load(e.tensor, tuple(index), guard), e.sort)
+        self.sources[value.name] = e, "i"
+        return self.cast(value, self.real) if e.sort == "real" else value
 
     def _names(self, e: Expr) -> tuple[str, ...]:
         return self.b.type_of(self.value(e, "x").name).names()
@@ -192,7 +233,7 @@ class Token(Chunk):
 
     def _sums(self, e: Expr, r: Reduce) -> Expr:
         for binder in r.binders:
-            e = self.total(e, binder.index.name, binder.size)
+            e = self.total(e, binder.index.name)
         return e
 
     def _extreme(self, which: str, e: Expr, r: Reduce, never: Expr) -> Expr:
