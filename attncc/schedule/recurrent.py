@@ -263,10 +263,9 @@ def kernel(name: str, p: Problem, k: Token) -> t.Kernel:
     grid: tuple[t.GridAxis, ...] = (t.GridAxis("h", H, "batch"), t.GridAxis("b", B, "batch"))
     scalars = ("B", "H", "G", "M", "N", *(c.name for c in p.spec.constants))
     if k.columns:
-        grid = (t.GridAxis("e0", ivar("E"), "tile", k.columns, "e"), *grid)
-        scalars = (*scalars, "E")
+        grid = (t.GridAxis("e0", Const(p.variant.E, "int"), "tile", k.columns, "e"), *grid)
     elements = _rows(p) * (k.columns or p.variant.E)
     warps = 1
-    while warps < 8 and warps * 1024 < elements:
+    while warps < 16 and warps * 1024 < elements:
         warps *= 2
     return t.Kernel(name, grid, tuple(k.tensors), scalars, tuple(k.b.scope.statements), t.Config(warps, 1))

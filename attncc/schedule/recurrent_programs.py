@@ -31,9 +31,8 @@ def programs(spec: Spec, variant: Variant) -> Pair:
     kernel = forward_kernel(p)
     last = last_tensors(p, "f64" if variant.dtype == "f64" else "f32")
     steps: list[t.Step] = [t.Alloc(tensor(p, "out"), like="q"), *(t.Alloc(x) for x in last), t.Launch(kernel.name)]
-    columns = (t.Scalar("E", "int", Const(variant.E, "int")),) if "E" in kernel.scalars else ()
     outputs = ("out", *(x.name for x in last))
-    forward = t.Program("forward", inputs(p), (*scalars(p), *columns), (kernel,), tuple(steps), outputs)
+    forward = t.Program("forward", inputs(p), scalars(p), (kernel,), tuple(steps), outputs)
     return Pair(forward if variant.grouped else without_groups(forward), None)
 
 

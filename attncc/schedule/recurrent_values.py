@@ -58,9 +58,7 @@ class Token(Chunk):
         axis = self.b.axis(name, extent)
         c = self.b.let(name, t.Type((axis,), "i32"), t.Iota(base), "channels")
         self.b.bindings[ivar(name)] = c
-        end: Expr = ivar("E") if base is not Const(0, "int") else Const(size, "int")
-        whole = size % self.columns == 0 if name == "e" and self.columns else size == extent
-        self.inside[name] = TRUE if whole else op("lt", c, end)
+        self.inside[name] = TRUE if size == extent else op("lt", c, size)  # also where a program owns a part
 
     def token(self, at: Expr, live: Expr = TRUE) -> None:
         """`at` is the token from here on; nothing is read where `live` does not hold."""
@@ -182,8 +180,6 @@ class Token(Chunk):
 
     def end(self, axis: str) -> Expr:
         """How many channels an axis has."""
-        if axis == "e":
-            return ivar("E") if self.columns else Const(self.variant.E, "int")
         return Const(self.sizes[axis], "int")
 
     def row_here(self) -> list[Expr]:
