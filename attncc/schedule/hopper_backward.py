@@ -29,15 +29,9 @@ from attncc.schedule.hopper_config import HopperBackward
 from attncc.schedule.partitions import Ring, ring
 from attncc.schedule.ranges import Cut, Rows, visits
 from attncc.schedule.separate import separate
+from attncc.schedule.steps import demand
 from attncc.schedule.stream import ZERO, G, Guards, H, M, N, Problem, b, g, h
-from attncc.schedule.stream_backward import (
-    Scores,
-    key_grid,
-    pair_scores,
-    product_gradient,
-    scaled,
-    score_gradient,
-)
+from attncc.schedule.stream_backward import Scores, key_grid, pair_scores, product_gradient, scaled, score_gradient
 from attncc.tile import nodes as t
 
 NONE = Const(0, "int")
@@ -331,7 +325,8 @@ class _Keys:
         """The rows of a turn."""
         k = self.k
         k.rows(i0, self.plan.rows)
-        k.guards = Guards(op("lt", k.row, M) if masked else Guards().row, self.own)
+        guarded = masked or demand(self.p).reads_rows
+        k.guards = Guards(op("lt", k.row, M) if guarded else Guards().row, self.own)
 
     def _allowed(self, masked: bool) -> Expr | None:
         """The predicate of a partial tile: the mask, and the ends of the axes where nothing else keeps them out.

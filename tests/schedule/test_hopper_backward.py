@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from attncc.driver import analyse
+from attncc.grammar import parse
 from attncc.reference import evaluate
 from attncc.schedule.heads import without_groups
 from attncc.schedule.hopper_config import HopperBackward
@@ -36,11 +37,11 @@ SHAPES = [
 
 
 class Case:
-    """One spec at one shape: rounded inputs, and what the reference makes of them."""
+    """One spec, by name or as text, at one shape: rounded inputs, and what the reference makes of them."""
 
     def __init__(self, name: str, shape: tuple[int, ...], gradients: tuple[str, ...] | None = None) -> None:
         B, H, G, M, N, D, E = self.shape = shape
-        self.spec = SPECS[name]
+        self.spec = SPECS[name] if name in SPECS else parse(name)
         torch.manual_seed(0)
         sizes = {"q": (B, H, M, D), "k": (B, G, N, D), "v": (B, G, N, E)}
         tensors = {n: _rounded(torch.randn(s, dtype=torch.float64)) for n, s in sizes.items()}
@@ -118,6 +119,23 @@ def test_captured_gradients_match_the_plain_program(name: str, shape: tuple[int,
     for p in case.spec.params:
         if p.sort == "real":
             assert _distance(here[f"d_{p.name}"], plain[f"d_{p.name}"]) < 2e-3
+
+
+HEATED = """attention heated(heat: real[h, m]):
+    score = heat[h, i] * (q @ k) / sqrt(D)
+    mask  = j <= i
+    out   = softmax(score) @ v
+"""
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 2, 270, 300, 64, 64), (1, 4, 2, 130, 100, 128, 128)], ids=str)
+def test_reads_by_row_end_where_the_rows_do(shape: tuple[int, ...]) -> None:
+    case = Case(HEATED, shape)
+    program = case.backward()
+    assert is_partitioned(program)
+    case.check(program)
+    found = case.run(program)["d_heat"]
+    assert _distance(found, case.wanted["heat"]) < 8e-3
 
 
 PLANS = {
