@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from attncc.codegen.gluon_exprs import GLUON, Speller
-from attncc.codegen.scalars import PRODUCT, SUM, Form
+from attncc.codegen.gluon_exprs import GLUON, Speller, Text
+from attncc.codegen.scalars import CALL, PRODUCT, SUM, Form
 from attncc.expr.nodes import Expr, Op, walk
 
 _SHARED = {
@@ -78,9 +78,17 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 
 
 class TritonSpeller(Speller):
-    """`Speller` with Triton's spellings."""
+    """`Speller` with Triton's spellings; a value whose axes are in another order is transposed."""
 
     forms = TRITON
+
+    def widen(self, t: Text, axes: tuple[str, ...]) -> Text:
+        """`t` as a value over `axes`; scalars stay scalars."""
+        kept = tuple(a for a in axes if a in t.axes)
+        if kept != t.axes:
+            order = ", ".join(str(t.axes.index(a)) for a in kept)
+            t = Text(f"tl.trans({t.text})" if len(kept) == 2 else f"tl.permute({t.text}, ({order}))", CALL, kept)
+        return super().widen(t, axes)
 
 
 def helpers_of(e: Expr) -> set[str]:

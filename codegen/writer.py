@@ -37,8 +37,7 @@ def wrapped(text: str, width: int, inside: bool = False) -> list[str]:
 def _bracketed(text: str, width: int) -> list[str]:
     """A long assignment whose value is a sum, in brackets; as it is where it is no such thing."""
     target, sign, value = text.partition("= ")
-    terms = _terms(value)
-    if not sign or len(terms) < 2 or not set(target) <= _NAME:
+    if not sign or not set(target) <= _NAME or len(terms := _terms(value)) < 2:
         return [text]
     return [f"{target}= (", *(f"{INDENT}{line}" for line in _joined(terms, width - len(INDENT))), ")"]
 

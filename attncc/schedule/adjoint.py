@@ -23,10 +23,11 @@ class Adjoints:
     def __init__(self, k: Chunk, statements: Iterable[t.Stmt], wanted: frozenset[str]) -> None:
         self.k = k
         self.lets = [s for s in statements if isinstance(s, t.Let)]
-        self.moving = set(wanted)
+        self.moving = set(wanted) - k.still
         self.of: dict[str, Var] = {}
         for s in self.lets:
-            if s.type.dtype in ("f64", "f32", "f16", "bf16") and any(x in self.moving for x in _operands(s.op)):
+            real = s.type.dtype in ("f64", "f32", "f16", "bf16") and s.name not in k.still
+            if real and any(x in self.moving for x in _operands(s.op)):
                 self.moving.add(s.name)
 
     def add(self, name: str, e: Expr) -> None:
@@ -38,10 +39,14 @@ class Adjoints:
         self.of[name] = part if known is None else self.k.value(op("add", known, part), "a")
 
     def run(self) -> None:
-        """Passes every adjoint on, the last statement's first."""
-        for s in reversed(self.lets):
-            if s.name in self.of:
-                self._pass_on(s, self.of[s.name])
+        """Passes every adjoint on, the last statement's first.
+
+        What is summed over queries lies with its keys behind, as the product with weights over (i, j) makes it.
+        """
+        with self.k.turned():
+            for s in reversed(self.lets):
+                if s.name in self.of and s.name not in self.k.still:
+                    self._pass_on(s, self.of[s.name])
 
     def _pass_on(self, s: t.Let, a: Var) -> None:
         match s.op:
@@ -104,13 +109,8 @@ class Adjoints:
         for name, other in ((d.a, d.b), (d.b, d.a)):
             if name in self.moving:
                 (axis,) = set(self.k.b.type_of(other).names()) - {d.axis}
-                wide = self._wide(other)
-                first, second = self.k.b.type_of(name).names()
-                left, right = (a, wide) if first in self.k.b.type_of(a.name).names() else (wide, a)
-                self.add(name, self.k.dot("a", left, right, axis, (first, second)))
-
-    def _wide(self, name: str) -> Var:
-        return Var(name, "real")
+                pair, out = self.k.fitted(a, Var(other, "real"), axis, self.k.b.type_of(name).names())
+                self.add(name, self.k.dot("a", *pair, axis, out))
 
 
 def _operands(x: t.Op) -> frozenset[str]:

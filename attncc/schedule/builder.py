@@ -49,6 +49,8 @@ class Builder:
         """What indices and atoms of the Spec IR stand for at the moment."""
         self.widened: dict[str, Var] = {}
         """Loaded values that were cast to the accumulator type."""
+        self.made: dict[str, t.Op] = {}
+        """What every name is bound to."""
 
     # --- names and types --------------------------------------------------------------------------------------------
 
@@ -122,6 +124,7 @@ class Builder:
         scope = self.scope if depth is None else self.scopes[depth]
         name = self.fresh(hint)
         scope.statements.append(t.Let(name, type, op, note))
+        self.made[name] = op
         sort: Sort = "bool" if type.dtype == "bool" else "int" if type.dtype in ("i32", "i64") else "real"
         return self._declare(name, type, scope.depth, sort)
 

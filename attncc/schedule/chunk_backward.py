@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attncc.expr.build import ivar, op
+from attncc.expr.build import conj, ivar, op
 from attncc.expr.nodes import Const, Expr, Var, free_vars, substitute
 from attncc.ir.free import free
 from attncc.ir.nodes import Load
@@ -149,7 +149,7 @@ class _Backward:
     def start(self, name: str, like: Var, chunk: Var) -> Var:
         """The state at the chunk's start."""
         self.k.tensors[start_of(name)] = None
-        load = t.Load(start_of(name), _place(self.f, like, chunk))
+        load = t.Load(start_of(name), _place(self.f, like, chunk), self.k.b.lower(_inside(self.f, like)))
         return self.k.b.let(name, self.k.b.type_of(like.name), load)
 
     def zero(self, like: Var) -> Var:
@@ -168,7 +168,7 @@ class _Backward:
         k = self.k
         k.tensors["d_out"] = None
         e = k.b.bindings[ivar("e")]
-        guard = op("and", op("and", op("le", 0, k.row), op("lt", k.row, M)), k.live)
+        guard = conj(op("le", 0, k.row), op("lt", k.row, M), k.live, k.inside["e"])
         load = t.Load("d_out", (ivar("b"), ivar("h"), k.row, e), k.b.lower(guard))
         given = k.b.let("d_out", t.Type(k.b.type_of(out.name).axes, self.p.variant.dtype), load)
         a.moving.add(out.name)

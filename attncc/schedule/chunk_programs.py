@@ -7,7 +7,6 @@ from dataclasses import replace
 from attncc.expr.build import ivar
 from attncc.expr.nodes import Const, Expr, substitute
 from attncc.ir.nodes import Param, Spec
-from attncc.passes.mistakes import NotCompiled
 from attncc.schedule.chunk import Forward, Problem, problem
 from attncc.schedule.chunk_backward import chunks_kernel, collected, start_of, starts, states_kernel
 from attncc.schedule.chunk_forward import forward_kernel, last_tensors
@@ -30,16 +29,13 @@ _SHAPES: dict[str, tuple[tuple[str, ...], str]] = {
 def programs(spec: Spec, variant: Variant) -> Pair:
     """The programs of one variant of a state program; NotCompiled where it has none."""
     p = problem(spec, variant)
-    if variant.gradients and variant.target != "torch":
-        assert spec.recurrence is not None
-        hint = 'call it under `torch.no_grad()`, or with `backend="torch"`'
-        span = spec.recurrence.states[0].span
-        raise NotCompiled("the backward of state programs on a GPU is not compiled yet", span, hint=hint)
     kernel = forward_kernel(p)
     last = last_tensors(p, "f64" if variant.dtype == "f64" else "f32")
     steps = (t.Alloc(tensor(p, "out"), like="q"), *(t.Alloc(x) for x in last), t.Launch(kernel.name))
     columns = (t.Scalar("E", "int", Const(variant.E, "int")),) if "E" in kernel.scalars else ()
-    forward = t.Program("forward", inputs(p), (*scalars(p), *columns), (kernel,), steps, ("out", *(x.name for x in last)))
+    forward = t.Program(
+        "forward", inputs(p), (*scalars(p), *columns), (kernel,), steps, ("out", *(x.name for x in last))
+    )
     backward = _backward(p) if variant.gradients else None
     if variant.grouped:
         return Pair(forward, backward)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
+from attncc.errors import InternalError
 from attncc.expr.build import TRUE, conj, op
-from attncc.expr.nodes import Atom, Const, Expr, Var, free_vars
+from attncc.expr.nodes import Atom, Const, Expr, Var, free_vars, substitute
 from attncc.ir.free import free
 from attncc.ir.nodes import Contract, Load, Param, Reduce, Spec
 from attncc.passes.mistakes import NotCompiled
@@ -40,6 +42,10 @@ class Chunk:
         self.sources: dict[str, tuple[Load, str]] = {}
         """What each loaded value reads, and the axis its tokens are on."""
         self.inside: dict[str, Expr] = {}
+        self.still: set[str] = set()
+        """Values that gradients hold fixed."""
+        self._lies: dict[str, tuple[str, ...] | None] = {}
+        self._turned: dict[str, Var] = {}
         for name in "BHGMN":
             self.b.scalar(name, "int")
         for c in spec.constants:
@@ -91,8 +97,14 @@ class Chunk:
     @contextmanager
     def turned(self) -> Iterator[None]:
         """Values made inside have the axis j behind their channels."""
+        with self.ordered((*(a for a in self.b.order if a != "j"), "j")):
+            yield
+
+    @contextmanager
+    def ordered(self, axes: tuple[str, ...]) -> Iterator[None]:
+        """Values made inside have these axes in this order, before others."""
         order = self.b.order
-        self.b.order = (*(a for a in order if a != "j"), "j")
+        self.b.order = (*axes, *(a for a in order if a not in axes))
         try:
             yield
         finally:
@@ -144,6 +156,78 @@ class Chunk:
         body = t.Dot(left.name, right.name, axis, start.name if start else None, self.variant.precision)
         row, column = (t.Axis(n, self.b.extent(n)) for n in out)
         return self.b.let(hint, t.Type((row, column), self.real), body)
+
+    # --- how products lie -------------------------------------------------------------------------------------------
+
+    def fitted(self, a: Var, c: Var, axis: str, axes: tuple[str, ...]) -> tuple[tuple[Var, Var], tuple[str, str]]:
+        """(operands, order of the product's axes) such that it takes its operands as they lie; j is behind if it can.
+
+        Where no order does, what pairs the tokens is made once more, the other way round.
+        """
+        first, second = axes if axes[1] == "j" or "j" not in axes else axes[::-1]
+
+        def cost(out: tuple[str, str]) -> int:
+            """A pair of tokens is made anew for less than rows of channels; rows stay rows."""
+            made = [x for x in (a, c) if not self._fits(x, axis, out)]
+            moved = 2 if made and out != (first, second) else 0
+            return moved + sum(1 if {"i", "j"} <= {*self.b.type_of(x.name).names()} else 2 for x in made)
+
+        out = min((first, second), (second, first), key=cost)
+        left, right = (x if self._fits(x, axis, out) else self.turn(x) for x in (a, c))
+        return (left, right), out
+
+    def _fits(self, operand: Var, axis: str, out: tuple[str, str]) -> bool:
+        lies = self.lies(operand.name)
+        return lies is None or lies == ((out[0], axis) if out[0] in lies else (axis, out[1]))
+
+    def turn(self, v: Var) -> Var:
+        """A value that lies as a product made it, made once more with its two axes the other way round."""
+        if v.name in self._turned or self.lies(v.name) is None:
+            return self._turned.get(v.name, v)
+        type = self.b.type_of(v.name)
+        back = t.Type(type.axes[::-1], type.dtype)
+        made = self.b.made[v.name]
+        match made:
+            case t.Dot(str(a), str(c), axis, start):
+                left, right = (self.turn(Var(x, "real")).name for x in (a, c))
+                found = self.b.let(v.name, back, t.Dot(left, right, axis, None, made.precision), depth=self.b.depth(v))
+                if start is not None:
+                    with self.ordered(tuple(a.name for a in back.axes)):
+                        found = self.value(op("add", self.turn(Var(start, "real")), found), v.name)
+            case t.Map(body):
+                wide = [x for x in sorted(free_vars(body)) if len(self.b.type_of(x).axes) > 1]
+                turned: dict[Expr, Expr] = {Var(x, "real"): self.turn(Var(x, "real")) for x in wide}
+                found = self.b.let(v.name, back, t.Map(substitute(body, turned)), depth=self.b.depth(v))
+            case t.Cast(value) | t.Rename(value):
+                op_ = replace(made, value=self.turn(Var(value, "real")).name)
+                found = self.b.let(v.name, back, op_, depth=self.b.depth(v))
+            case _:
+                raise InternalError(f"{v.name} lies as no product")
+        self._turned[v.name] = found
+        return found
+
+    def lies(self, name: str) -> tuple[str, ...] | None:
+        """The order of axes of the product that a value was made of, element by element; None where there is none."""
+        if name not in self._lies:
+            self._lies[name] = self._lies_so(name)
+        return self._lies[name]
+
+    def _lies_so(self, name: str) -> tuple[str, ...] | None:
+        names = self.b.type_of(name).names()
+        match self.b.made.get(name):
+            case t.Dot():
+                return names
+            case t.Rename(value):
+                known = self.lies(value)
+                new = dict(zip(self.b.type_of(value).names(), names, strict=True))
+                return None if known is None else tuple(new[n] for n in known)
+            case t.Map() | t.Cast() as made:
+                read = free_vars(made.body) if isinstance(made, t.Map) else {made.value}
+                found = [x for v in sorted(read) if (x := self.lies(v)) is not None]
+                wide = [x for x in found if len(x) > 1 and set(x) == set(names)]
+                return wide[0] if wide else None
+            case _:
+                return None
 
     def sum(self, hint: str, e: Expr, axis: str) -> Var:
         """The sum of a value along an axis."""

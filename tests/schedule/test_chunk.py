@@ -178,14 +178,25 @@ for name, dtype, sizes in (
     ("simple_gla", torch.float32, dict(M=37, N=40, D=16, E=100)),
     ("gla", torch.float32, dict(M=20, N=20, D=24, E=16)),
     ("performer", torch.float32, dict(M=40, N=40, D=16, E=16)),
+    ("chela", torch.float32, dict(M=70, N=70, D=16, E=16)),
+    ("linear_transformer", torch.float16, dict(M=70, N=70, D=16, E=16)),
     ("rwkv6", torch.float16, dict(M=33, N=33, D=16, E=16)),
 ):
     attention, given = tensors(EXAMPLES / f"{name}.attn", dtype, B=1, **sizes)
-    out = attncc.compile(EXAMPLES / f"{name}.attn", backend="interpret")(**given)
-    truth = evaluate(attention._family.spec, given).out
-    bar = 1e-5 if dtype == torch.float32 else 2e-3
-    error = float((out.double() - truth).norm() / truth.norm())
-    assert error < bar, (name, error)
+    results = []
+    for call in (attncc.compile(EXAMPLES / f"{name}.attn", backend="interpret"), None):
+        wide = {n: x.double() if call is None and x.is_floating_point() else x for n, x in given.items()}
+        leaves = {n: x.clone().requires_grad_(x.is_floating_point()) for n, x in wide.items()}
+        out = evaluate(attention._family.spec, leaves).out if call is None else call(**leaves)
+        weight = torch.linspace(-1, 1, out.numel()).reshape(out.shape).to(out.dtype)
+        real = {n: x for n, x in leaves.items() if x.is_floating_point()}
+        grads = torch.autograd.grad((out * weight).sum(), list(real.values()))
+        results.append({"out": out.detach(), **dict(zip(real, grads))})
+    got, wanted = results
+    bar = 1e-5 if dtype == torch.float32 else 4e-3
+    for n, truth in wanted.items():
+        error = float((got[n].double() - truth).norm() / truth.norm())
+        assert error < bar, (name, n, error)
 print("all near")
 """
 
