@@ -3,383 +3,265 @@
 rewrite: S = exp(a) * S + outer(k, v); out = f(q @ S)  -->  log gate a, write (k, v), read (q, after the change), f(r)
 
 Every step is put in where it is read. A state's new value becomes a sum of products: those with the state give its
-gate, the others are writes, each a product of a factor along the key axis and one along the value axis.
+gate, the others are writes, each a product of a factor along the key axis and one along the value axis. A gate is a
+number of the token, times one along the key axis, times one along the value axis. States with three axes have one made
+of two: the two that every read sums over. What is read of one state may stand in the gates, writes and reads of others.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from attncc.diagnostics import Span
 from attncc.expr.build import op
-from attncc.expr.evaluate import evaluate
-from attncc.expr.interval import Interval, bounds
-from attncc.expr.nodes import Const, Expr, Op, Var, rewrite, substitute, walk
+from attncc.expr.nodes import Expr, Op, Var, walk
 from attncc.ir.free import free
-from attncc.ir.nodes import Assign, Contract, Keep, Load, Micro, Param, Read, Rebind, Spec, State
+from attncc.ir.nodes import Assign, Binder, Contract, Load, Reduce, Spec, State
 from attncc.ir.steps import reads
+from attncc.passes.chunk_axes import UNIT, Axes, axes_of
+from attncc.passes.chunk_form import Chunked, Held, ReadOf, Write, needed, scales_of
+from attncc.passes.chunk_gates import ONE, ZERO, clamped, interval, logarithm
+from attncc.passes.chunk_steps import Steps
+from attncc.passes.chunk_terms import Reader, Term, apart, gathered, parts_of, plain, product
 from attncc.passes.classify import StateClass, classify
 from attncc.passes.mistakes import NotCompiled
 
-ONE, ZERO = Const(1.0, "real"), Const(0.0, "real")
-TINY = Const(1e-30, "real")
-"""A gate below this is this: it forgets everything."""
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """key (over i and the key axis) times value (over i and the value axis)."""
-
-    key: Expr
-    value: Expr
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A state [key, value], either axis may be missing: S becomes exp(log_gate) S + the writes. `init` is its first."""
-
-    name: str
-    key: Var | None
-    value: Var | None
-    extents: tuple[Expr, ...]
-    log_gate: Expr
-    """Over i and the key axis, at most 0."""
-    writes: tuple[Write, ...]
-    init: Expr
-
-
-@dataclass(frozen=True, slots=True)
-class ReadOf:
-    """The sum over the key axis of x times a state, before or after the token's change; `atom` stands for it in out."""
-
-    atom: Var
-    state: str
-    x: Expr
-    after: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Chunked:
-    """A state program in the form of the chunkwise schedule."""
-
-    states: tuple[Held, ...]
-    reads: tuple[ReadOf, ...]
-    out: Expr
+__all__ = ["ONE", "ZERO", "Chunked", "Held", "ReadOf", "Write", "chunked"]
+LARGE = 16.0
+"""Exponents of writes that may be larger are kept apart, as `Held.log`."""
 
 
 def chunked(spec: Spec, D: int, E: int) -> Chunked:
     """The chunk form of a state program at these channel sizes; NotCompiled names what has none."""
-    r = spec.recurrence
-    assert r is not None
+    assert spec.recurrence is not None
     for found in classify(spec):
         _refuse_class(spec, found)
-    return _Builder(spec, {Var("D", "int"): Const(D, "int"), Var("E", "int"): Const(E, "int")}).run()
+    return _Builder(spec, Steps(spec, D, E)).run()
 
 
 def _refuse_class(spec: Spec, found: StateClass) -> None:
-    span = found.changes[0].first.span
-    why = ""
-    if found.frozen:
-        why = "frozen states"
-    elif found.needs:
-        why = "a state that is changed by another one"
-    elif found.restarts:
-        why = "states that start anew by a key"
-    elif len(found.changes) > 1 or found.changes[0].loop:
-        why = "several changes of a state in one token"
-    elif found.order == "between":
-        why = "a read between the changes of a state"
-    elif found.changes[0].rank or found.changes[0].kind not in ("identity", "constant", "scalar", "key"):
-        why = f"a change of the class {found.changes[0]}"
-    if why:
-        raise _not_yet(why, span)
+    for change in found.changes:
+        if found.frozen:
+            raise _not_yet("frozen states", change.first.span)
+        if found.restarts:
+            raise _not_yet("states that start anew by a key", change.first.span)
+        if change.rank or change.kind not in ("identity", "constant", "scalar", "key", "value", "separable"):
+            raise _not_yet(f"a change of the class {change}", change.first.span)
 
 
 def _not_yet(what: str, span: Span | None) -> NotCompiled:
-    hint = "`attncc.reference` runs it"
-    return NotCompiled(f"{what}: not compiled yet", span, hint=hint)
+    return NotCompiled(f"{what}: not compiled yet", span, hint="`attncc.reference` runs it")
 
 
 @dataclass
 class _Builder:
     spec: Spec
-    sizes: dict[Expr, Expr]
-    rows: dict[str, Rebind] = field(default_factory=dict)
-    kept: dict[str, tuple[Keep, Expr]] = field(default_factory=dict)
-    now: dict[str, Expr] = field(default_factory=dict)
+    steps: Steps
     found: list[ReadOf] = field(default_factory=list)
 
     def run(self) -> Chunked:
         r = self.spec.recurrence
         assert r is not None
-        for statement in self.spec.statements:
-            if not isinstance(statement, Rebind):
-                raise _not_yet("an array of `let` in a state program", statement.span)
-            self.rows[statement.tensor] = statement
-            body = self.expand(statement.body, skip=statement.tensor)
-            self.rows[statement.tensor] = Rebind(statement.tensor, statement.vars, statement.channels, body)
+        self.params = {p.name: p for p in self.spec.params}
         self.states = {s.name: s for s in r.states}
-        self.now = {s.name: _load(s, "") for s in r.states}
-        total = {s.name: sum(isinstance(x, Assign) and x.state == s.name for x in r.steps) for s in r.states}
-        done = dict.fromkeys(total, 0)
-        out: Expr = ZERO
-        for step in r.steps:
-            seen: dict[str, Expr] = {n: _load(s, "'" if done[n] == total[n] else "") for n, s in self.states.items()}
-            match step:
-                case Assign(name, _, body):
-                    self.now[name] = self.expand(self.put(body, self.now))
-                    done[name] += 1
-                case Keep(name, _, _, body):
-                    self.kept[name] = step, self.expand(self.put(body, seen))
-                case Read():
-                    out = self.read_off(self.expand(self.put(self.spec.out.body, seen)))
-                case Micro():
-                    raise _not_yet("a loop within a token", step.span)
-        held = tuple(self.held(s) for s in r.states)
-        return Chunked(held, tuple(self.found), out)
-
-    # --- putting things in ------------------------------------------------------------------------------------------
-
-    def put(self, e: Expr, states: dict[str, Expr]) -> Expr:
-        """`e` with states for what they are."""
-
-        def rule(node: Expr) -> Expr | None:
-            if isinstance(node, Load) and node.tensor in self.states:
-                if node is not _load(self.states[node.tensor], ""):
-                    raise _not_yet("a state read at another place than its own", node.span)
-                return states[node.tensor]
-            return None
-
-        return rewrite(e, rule)
-
-    def expand(self, e: Expr, skip: str = "") -> Expr:
-        """`e` with kept values and new rows of q, k and v put in, and the channel sizes' numbers."""
-
-        def rule(node: Expr) -> Expr | None:
-            if not isinstance(node, Load):
-                return None
-            if node.tensor in self.kept:
-                step, body = self.kept[node.tensor]
-                if node.index[2:] != step.vars:
-                    raise _not_yet("a value of the token read at another place", node.span)
-                return body
-            row = self.rows.get(node.tensor)
-            if row is not None and node.tensor != skip:
-                if node.index[3] is not row.vars[3]:
-                    raise _not_yet("a new row read at another channel", node.span)
-                return substitute(row.body, {row.vars[2]: node.index[2]})
-            return None
-
-        return rewrite(substitute(rewrite(e, rule), self.sizes), _folded)
-
-    # --- states -----------------------------------------------------------------------------------------------------
-
-    def held(self, s: State) -> Held:
-        """One state's gate and writes."""
-        key, value = axes_of(s)
-        own = _load(s, "")
-        gate: list[Expr] = []
-        writes: list[Write] = []
-        span = next(x.span for x in self.spec.recurrence.steps if isinstance(x, Assign) and x.state == s.name)  # type: ignore[union-attr]
-        for factors in self.products(self.now[s.name], key, value, span):
-            left, right, states = self.sides(factors, value)
-            if states:
-                if states != [own] or right is not ONE:
-                    raise _not_yet("a gate along the value axis", span)
-                gate.append(left)
-            else:
-                writes.append(Write(left, right))
-        total = gate[0] if gate else ZERO
-        for g in gate[1:]:
-            total = op("add", total, g)
-        log_gate = self.logarithm(total, span)
-        extents = tuple(substitute(a.size, self.sizes) for a in s.axes)
-        return Held(s.name, key, value, extents, log_gate, tuple(writes), self.expand(s.init))
-
-    def sides(self, factors: list[Expr], value: Var | None) -> tuple[Expr, Expr, list[Expr]]:
-        """(the product along the key axis, that along the value axis, the states)."""
-        states: list[Expr] = [f for f in factors if isinstance(f, Load) and f.tensor.rstrip("'") in self.states]
-        right = [f for f in factors if f not in states and value is not None and value in free(f)]
-        left = [f for f in factors if f not in states and f not in right]
-        return _product(left), _product(right), states
-
-    def products(self, e: Expr, key: Var | None, value: Var | None, span: Span | None) -> list[list[Expr]]:
-        """`e` as a sum of products of states and of factors that have one axis at most."""
-        axes = {x for x in (key, value) if x is not None}
-
-        def whole(x: Expr) -> bool:
-            return not self.stateful(x) and len(free(x) & axes) <= 1
-
-        def go(x: Expr) -> list[list[Expr]]:
-            if whole(x) or (isinstance(x, Load) and self.stateful(x)):
-                return [] if x is ZERO else [[x]]
-            match x:
-                case Op("add", (a, b)):
-                    return go(a) + go(b)
-                case Op("sub", (a, b)):
-                    return go(a) + [[Const(-1.0, "real"), *p] for p in go(b)]
-                case Op("neg", (a,)):
-                    return [[Const(-1.0, "real"), *p] for p in go(a)]
-                case Op("mul", (a, b)):
-                    return [[*p, *r] for p in go(a) for r in go(b)]
-                case Op("div", (a, b)) if whole(b):
-                    return [[*p, op("recip", b)] for p in go(a)]
-                case Op("where", (c, a, b)) if whole(c):
-                    yes, no = op("where", c, ONE, ZERO), op("where", c, ZERO, ONE)
-                    return [[yes, *p] for p in go(a)] + [[no, *p] for p in go(b)]
-                case _:
-                    raise _not_yet("a write that is no product of a key and a value", span)
-
-        return go(e)
+        self.axes = {s.name: axes_of(self.spec, s, self.steps.sizes) for s in r.states}
+        self.reader = Reader(self.stateful, self.settle)
+        self.span = self.spec.out.span
+        now, out = self.steps.run(self.read)
+        held = tuple(self.held(s, now[s.name]) for s in r.states)
+        held = scales_of(held)
+        return Chunked(held, needed(out, self.found, held), out)
 
     def stateful(self, e: Expr) -> bool:
-        """Whether a state stands in `e`."""
-        return any(n.rstrip("'") in self.states for n in reads(e))
+        """Whether a state stands in `e` that is to be read now."""
+        return any(n.rstrip("'") in self.states and n.rstrip("'") != self.own for n in reads(e))
 
-    # --- gates ------------------------------------------------------------------------------------------------------
-
-    def logarithm(self, gate: Expr, span: Span | None) -> Expr:
-        """log(gate), proved to be at most 0 with the declared bounds, which hold by clamping."""
-        params = {p.name: p for p in self.spec.params}
-
-        def clamp(node: Expr) -> Expr | None:
-            if isinstance(node, Load) and node.tensor in params:
-                return _clamped(node, params[node.tensor])
-            return None
-
-        found = rewrite(_log(gate), clamp)
-        env: dict[Expr, Interval] = {n: _interval(n, params) for n in walk(found) if isinstance(n, Load)}
-        if not bounds(found, env).hi <= 0:
-            hint = "declare bounds: `a: real[b, h, n] in [-inf, 0]` for `exp(a)`, `in [0, 1]` for `a` itself"
-            raise NotCompiled("this gate is not proved to be at most 1", span, hint=hint)
-        return found
+    def read(self, e: Expr, own: str, span: Span | None) -> Expr:
+        """`e` with a name for every read of a state but `own`."""
+        self.own, self.span = own, span
+        return self.reader.read(e)
 
     # --- reads ------------------------------------------------------------------------------------------------------
 
-    def read_off(self, out: Expr) -> Expr:
-        """out with a name for every read of a state."""
-
-        def rule(node: Expr) -> Expr | None:
-            match node:
-                case Contract(a, b, axis, extent) if self.stateful(node):
-                    return self.contraction(op("mul", a, b), axis, extent, node.span)
-                case Load(tensor) if tensor.rstrip("'") in self.states:
-                    state = self.states[tensor.rstrip("'")]
-                    return (
-                        self.named(ReadOf(self.fresh(), state.name, ONE, tensor.endswith("'")))
-                        if (axes_of(state)[0] is None)
-                        else None
-                    )
-                case _:
-                    return None
-
-        found = rewrite(out, rule)
-        if self.stateful(found):
-            raise _not_yet("a read of a state that is no product `x @ S` along its key axis", self.spec.out.span)
-        return found
-
-    def contraction(self, body: Expr, axis: Var, extent: Expr, span: Span | None) -> Expr:
-        """The sum over a key axis of products, some with a state."""
-        names = {n.tensor.rstrip("'") for n in walk(body) if isinstance(n, Load)} & set(self.states)
+    def settle(self, t: Term) -> Expr:
+        """The value of a term: its read, times the rest."""
+        loads = [f for f in t.factors if isinstance(f, Load) and self.stateful(f)]
+        rest = [f for f in t.factors if f not in loads]
+        if len(loads) > 1:
+            return plain(t.bound, [*rest, *(self.elementwise(x) for x in loads)])
+        if not loads:
+            return plain(t.bound, rest)
+        (load,) = loads
+        axes = self.axes[load.tensor.rstrip("'")]
+        foreign = tuple((x, n) for x, n in t.bound if x not in axes.own)
+        contracted = [x for x, _ in t.bound if x in axes.own]
+        if not contracted:
+            return plain(foreign, [*rest, self.elementwise(load)])
         total: Expr = ZERO
-        for name in sorted(names):
-            key, value = axes_of(self.states[name])
-            if key is not axis:
-                raise _not_yet("a product with a state along its value axis", span)
-        for factors in self.products(body, axis, value, span):
-            left, right, states = self.sides(factors, value)
-            if len(states) > 1:
-                raise _not_yet("a product of two states", span)
-            if states:
-                (load,) = states
-                assert isinstance(load, Load)
-                read = ReadOf(self.fresh(), load.tensor.rstrip("'"), left, load.tensor.endswith("'"))
-                part: Expr = self.named(read)
-            else:
-                part = Contract(left, ONE, axis, extent) if axis in free(left) else op("mul", left, op("real", extent))
-            part = part if right is ONE else op("mul", part, right)
+        for factors in apart(gathered(foreign, rest), frozenset(axes.own)):
+            part = self.contraction(load, axes, contracted, factors, t)
             total = part if total is ZERO else op("add", total, part)
         return total
 
-    def fresh(self) -> Var:
-        """A name that stands for a read."""
-        return Var(f"read{len(self.found)}'", "real")
+    def contraction(self, load: Load, axes: Axes, contracted: list[Var], factors: list[Expr], t: Term) -> Expr:
+        """The sum of factors times a state over some of its axes."""
+        first = [x for x in axes.groups[0] if x in contracted]
+        if first and len(first) < len(axes.groups[0]):
+            raise _not_yet("a read that sums over one of a state's axes where another read sums over two", self.span)
+        along, side = (axes.groups[0], axes.key) if first or axes.value is None else (axes.groups[1], axes.value)
+        outer = [x for x in contracted if x not in along]
+        mine = [f for f in factors if free(f) & set(along)]
+        others = [f for f in factors if f not in mine]
+        if any(free(f) & (set(axes.own) - set(along)) for f in mine):
+            raise _not_yet("a read of a state whose factors are tied to two of its axes", self.span)
+        scalars = [f for f in others if not free(f) & set(axes.own)]
+        others = [f for f in others if f not in scalars]
+        x = product([*mine, *scalars])
+        parts = parts_of(along, mine, scalars)
+        part: Expr = self.named(load, axes.joined(x), side, parts)
+        sizes = dict(t.bound)
+        for axis in outer:
+            here = [f for f in others if axis in free(f)]
+            others = [f for f in others if f not in here]
+            part = Contract(part, product(here), axis, sizes[axis])
+        return part if not others else op("mul", part, product(others))
 
-    def named(self, read: ReadOf) -> Var:
+    def elementwise(self, load: Load) -> Expr:
+        """A state with one axis as it is, or one without axes."""
+        axes = self.axes[load.tensor.rstrip("'")]
+        if axes.key is not None and axes.value is not None:
+            raise _not_yet("a read of a state that is no product `x @ S` along one of its axes", self.span)
+        if axes.own:
+            return self.named(load, ONE, None, ())
+        first = op("where", op("lt", UNIT, 1), ONE, ZERO)  # printers pad the axis
+        return self.named(load, first, UNIT, ())
+
+    def named(self, load: Load, x: Expr, axis: Var | None, parts: tuple[Expr, ...]) -> Load:
         """The name of a read; equal reads have one."""
+        state, after = load.tensor.rstrip("'"), load.tensor.endswith("'")
         for known in self.found:
-            if (known.state, known.x, known.after) == (read.state, read.x, read.after):
+            if (known.state, known.x, known.after, known.axis) == (state, x, after, axis):
                 return known.atom
-        self.found.append(read)
-        return read.atom
+        axes = self.axes[state]
+        left = [v for v in (axes.key, axes.value) if v is not None and v is not axis]
+        index = (Var("b", "int"), Var("h", "int"), Var("i", "int"), *left)
+        atom = Load(f"read{len(self.found)}'", index, "real")
+        self.found.append(ReadOf(atom, state, x, after, axis, parts))
+        return atom
+
+    # --- states -----------------------------------------------------------------------------------------------------
+
+    def held(self, s: State, now: Expr) -> Held:
+        """One state's gate and writes."""
+        axes = self.axes[s.name]
+        self.span = next(x.span for x in self.steps.order if isinstance(x, Assign) and x.state == s.name)
+        self.own = ""
+        gates: list[tuple[Expr, Expr]] = []
+        pieces: list[tuple[list[Expr], list[Expr], list[Expr]]] = []
+        for term in Reader(self.stateful, self.tied).terms(now):
+            own = [f for f in term.factors if isinstance(f, Load) and f.tensor == s.name]
+            for factors in apart([f for f in term.factors if f not in own], frozenset(axes.own)):
+                left, right, scalar = self.sides(factors, axes)
+                if own:
+                    gates.append((product([*scalar, *left]), product(right)))
+                else:
+                    pieces.append((left, right, scalar))
+        key, value = _gate(gates)
+        if value is None:
+            raise _not_yet("a gate that is a sum of gates along two axes", self.span)
+        log_gate, proved = self.log_gate(key, axes.key)
+        log_value, _ = self.log_gate(value, axes.value)
+        channels = bool(self.steps.channels(log_gate)) or log_value is not ZERO
+        writes = [self.write(axes, *p, apart_logs=not channels) for p in pieces]
+        log = _largest([x for _, x in writes])
+        init = axes.joined(self.steps.expand(s.init))
+        found = tuple(_relative(w, x, log) for w, x in writes)
+        scale = "" if log is ZERO and proved else s.name
+        return Held(s.name, axes, axes.joined(log_gate), axes.joined(log_value), found, init, log, scale)
+
+    def tied(self, t: Term) -> Expr:
+        raise _not_yet("a state in a sum of its own change", self.span)
+
+    def sides(self, factors: list[Expr], axes: Axes) -> tuple[list[Expr], list[Expr], list[Expr]]:
+        """The factors along the key axis, those along the value axis, and the rest."""
+        keys, values = (set(g) for g in axes.groups)
+        left = [f for f in factors if free(f) & keys]
+        right = [f for f in factors if f not in left and free(f) & values]
+        if any(free(f) & values for f in left):
+            raise _not_yet("a write that is no product of a key and a value", self.span)
+        return left, right, [f for f in factors if f not in left and f not in right]
+
+    def write(
+        self, axes: Axes, left: list[Expr], right: list[Expr], scalar: list[Expr], *, apart_logs: bool
+    ) -> tuple[Write, Expr]:
+        """A write and the exponent kept apart from it."""
+        logs: list[Expr] = []
+        if apart_logs:
+            left, right, scalar = (self.small(x, logs) for x in (left, right, scalar))
+        log = logs[0] if logs else ZERO
+        for x in logs[1:]:
+            log = op("add", log, x)
+        parts = parts_of(axes.groups[0], left, scalar)
+        return Write(axes.joined(product([*scalar, *left])), axes.joined(product(right)), parts), log
+
+    def small(self, factors: list[Expr], logs: list[Expr]) -> list[Expr]:
+        """The factors without exponentials that may be large: their exponents go to `logs`, less what varies in them."""
+        found = []
+        for f in factors:
+            match f:
+                case Op("exp", (x,)) if not interval(x, self.params).hi <= LARGE:
+                    top = x
+                    for axis, size in self.steps.channels(x):
+                        top = Reduce("max", top, (Binder(axis, size),))
+                    logs.append(top)
+                    if top is not x:
+                        found.append(op("exp", op("sub", x, top)))
+                case _:
+                    found.append(f)
+        return found
+
+    def log_gate(self, gate: Expr, axis: Var | None) -> tuple[Expr, bool]:
+        """log(gate), and whether the declared bounds prove it at most 0; they hold by clamping."""
+        within = clamped(gate, self.params)
+        if not interval(within, self.params).lo >= 0:
+            hint = "declare bounds: `a: real[b, h, n] in [0, 1]`, or write it as `exp(a)`"
+            raise NotCompiled("this gate is not proved to be at least 0", self.span, hint=hint)
+        log = clamped(logarithm(gate), self.params)
+        proved = interval(log, self.params).hi <= 0
+        if not proved and self.steps.channels(log):
+            hint = "declare bounds: `a: real[b, h, n, d] in [-inf, 0]` for `exp(a)`, `in [0, 1]` for `a` itself"
+            raise NotCompiled("this gate is not proved to be at most 1", self.span, hint=hint)
+        return log, proved
 
 
-def _folded(e: Expr) -> Expr | None:
-    """An operation on literals, as a literal."""
-    if isinstance(e, Op) and e.sort != "bool" and all(isinstance(a, Const) for a in e.args):
-        value = evaluate(e)
-        return Const(value, e.sort) if math.isfinite(value) else None
-    return None
+def _gate(terms: list[tuple[Expr, Expr]]) -> tuple[Expr, Expr | None]:
+    """The factors along the key axis and the value axis of a sum of gates; None where it has no such."""
+    if not terms:
+        return ZERO, ONE
+    if len(terms) == 1:
+        return terms[0]
+    for n in (0, 1):
+        if all(pair[1 - n] is terms[0][1 - n] for pair in terms):
+            total = terms[0][n]
+            for pair in terms[1:]:
+                total = op("add", total, pair[n])
+            return (total, terms[0][1]) if n == 0 else (terms[0][0], total)
+    return ZERO, None
 
 
-def axes_of(s: State) -> tuple[Var | None, Var | None]:
-    """The key and the value axis of a state with at most two axes."""
-    names = tuple(v.name for v in s.vars)
-    if len(names) > 2:
-        raise _not_yet("a state with more than two axes", s.span)
-    if len(names) == 2:
-        return s.vars[0], s.vars[1]
-    if not names:
-        raise _not_yet("a state without axes", s.span)
-    return (None, s.vars[0]) if names == ("e",) else (s.vars[0], None)
+def _largest(logs: list[Expr]) -> Expr:
+    """The largest of some exponents."""
+    different = list(dict.fromkeys(logs))
+    top = different[0] if different else ZERO
+    for x in different[1:]:
+        top = op("max", top, x)
+    return top
 
 
-def _load(s: State, mark: str) -> Load:
-    return Load(s.name + mark, (Var("b", "int"), Var("h", "int"), *s.vars), "real")
-
-
-def _product(factors: list[Expr]) -> Expr:
-    total: Expr = ONE
-    for f in factors:
-        total = f if total is ONE else op("mul", total, f)
-    return total
-
-
-def _log(gate: Expr) -> Expr:
-    match gate:
-        case Const(value) if value > 0:
-            return Const(math.log(value), "real")
-        case Const(0.0):
-            return op("log", TINY)
-        case Op("exp", (x,)):
-            return x
-        case Op("sigmoid", (x,)):
-            return op("neg", op("softplus", op("neg", x)))
-        case Op("mul", (a, b)):
-            return op("add", _log(a), _log(b))
-        case Op("where", (c, a, b)):
-            return op("where", c, _log(a), _log(b))
-        case _:
-            return op("log", op("where", op("lt", gate, TINY), TINY, gate))
-
-
-def _clamped(load: Load, param: Param) -> Expr:
-    """A read within its declared bounds; what lies within them is passed on with its whole derivative."""
-    found: Expr = load
-    if param.bounds is not None and load.sort == "real":
-        low, high = param.bounds
-        if isinstance(high, Const) and math.isfinite(high.value):
-            found = op("where", op("lt", high, found), high, found)
-        if isinstance(low, Const) and math.isfinite(low.value):
-            found = op("where", op("lt", found, low), low, found)
-    return found
-
-
-def _interval(load: Load, params: dict[str, Param]) -> Interval:
-    param = params.get(load.tensor)
-    if param is None or param.bounds is None:
-        return Interval()
-    low, high = param.bounds
-    assert isinstance(low, Const) and isinstance(high, Const)
-    return Interval(float(low.value), float(high.value))
+def _relative(w: Write, log: Expr, top: Expr) -> Write:
+    """A write whose exponent is `log`, as one with exponent `top`."""
+    if log is top:
+        return w
+    less = op("exp", op("sub", log, top))
+    parts = (op("mul", less, w.parts[0]), *w.parts[1:]) if w.parts else ()
+    return Write(op("mul", less, w.key), w.value, parts)

@@ -6,31 +6,33 @@ Within a chunk, with G the running sum of the logarithms of the gates in base tw
            r_i = 2^(E_i) x_i S  +  sum over j <  i of (x_i . w_j 2^(E_i - G_j)) y_j     before it
     state  S   = 2^(G_last) S   +  sum over j of (2^(G_last - G_j) w_j) y_j
 
-Gates are at most 1, so every exponent is at most 0; what lies outside j <= i is masked before its exponential.
+Gates are at most 1, so every exponent is at most 0; what lies outside j <= i is masked before its exponential. A gate
+along the axis that a read keeps fades y instead of x . w. A read sums over either axis of a state: x . w is along the
+axis that it sums over, y along the other. States whose scale is free are chunk_scale's.
 """
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from attncc.expr.build import ivar, op
+from attncc.expr.build import TRUE, ivar, op
 from attncc.expr.evaluate import evaluate
-from attncc.expr.nodes import Const, Expr, Var, walk
+from attncc.expr.nodes import Expr, Op, Var, walk
 from attncc.ir.free import free
-from attncc.ir.nodes import Contract, Reduce, Spec
-from attncc.passes.chunked import ONE, Chunked, Held, ReadOf, chunked
+from attncc.ir.nodes import Contract, Load, Reduce, Spec
+from attncc.passes.chunk_form import Chunked, Held, ReadOf, Write
+from attncc.passes.chunk_scale import plain, scaled
+from attncc.passes.chunk_terms import product
+from attncc.passes.chunked import chunked
 from attncc.passes.mistakes import NotCompiled
+from attncc.schedule.chunk_fading import Bounded, Fading, Gates, Maker, Scaled
 from attncc.schedule.chunk_values import Chunk
 from attncc.schedule.variant import Variant
-from attncc.tile import nodes as t
 
 B, H, G, M, N = (ivar(x) for x in "BHGMN")
-LOG2E = math.log2(math.e)
-NEVER = Const(float("-inf"), "real")
-ZERO = Const(0.0, "real")
 _SIZES = frozenset("BHGMNDE")
+_DIVIDE = frozenset({"div", "recip", "rsqrt", "sqrt", "log", "log2", "log1p", "pow"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +48,33 @@ class Problem:
         """The channel axes and their sizes."""
         found = {"d": self.variant.D, "e": self.variant.E}
         for s in self.form.states:
-            for axis, size in zip((x for x in (s.key, s.value) if x is not None), s.extents, strict=True):
+            stored = (x for x in (s.key, s.value) if x is not None)
+            for axis, size in (*zip(stored, s.axes.extents, strict=True), *zip(s.axes.own, s.axes.sizes, strict=True)):
                 found[axis.name] = _size(size, self.spec)
-        bodies = [self.form.out, *(r.x for r in self.form.reads)]
-        bodies += [x for s in self.form.states for w in s.writes for x in (w.key, w.value)]
-        for e in (n for body in bodies for n in walk(body)):
+        for e in (n for body in self.form.bodies for n in walk(body)):
             binders = [(e.axis, e.extent)] if isinstance(e, Contract) else []
             binders += [(x.index, x.size) for x in e.binders] if isinstance(e, Reduce) else []
             for axis, size in binders:
                 if found.setdefault(axis.name, _size(size, self.spec)) != _size(size, self.spec):
                     raise NotCompiled(f"two sizes of the index {axis.name}: not compiled yet", self.spec.out.span)
         values = {s.value.name for s in self.form.states if s.value is not None}
-        return {n: found[n] for n in sorted(found, key=lambda n: (n in values, n))}  # keys before values in registers
+        order = sorted(found, key=lambda n: (n in values, n))
+        pairs = [(s.key.name, s.value.name) for s in self.form.states if s.key is not None and s.value is not None]
+        for _ in order:  # keys before values in registers; an axis may be both
+            for key, value in pairs:
+                if order.index(key) > order.index(value):
+                    order.remove(value)
+                    order.insert(order.index(key) + 1, value)
+        return {n: found[n] for n in order}
+
+    def chained(self, e: Expr) -> bool:
+        """Whether a read of a state stands in `e`."""
+        return any(isinstance(n, Load) and n.tensor in {r.atom.tensor for r in self.form.reads} for n in walk(e))
+
+    @property
+    def divides(self) -> bool:
+        """Whether something may be divided by a read, or by what is 0 in rows that do not exist."""
+        return any(isinstance(n, Op) and n.name in _DIVIDE and self.chained(n) for e in self.form.bodies for n in walk(e))
 
 
 def _size(e: Expr, spec: Spec) -> int:
@@ -72,23 +89,13 @@ def problem(spec: Spec, variant: Variant) -> Problem:
     return Problem(spec, chunked(spec, variant.D, variant.E), variant)
 
 
-@dataclass(frozen=True, slots=True)
-class Gates:
-    """The running sums of one gate in a chunk: inclusive, exclusive, and the last; None for a gate of 1."""
-
-    upto: Var
-    before: Var
-    last: Var
-    channels: bool
-
-
 class Forward:
     """The statements of a chunk, shared by the kernels that need them."""
 
     def __init__(self, p: Problem, reserved: tuple[str, ...] = (), columns: int = 0) -> None:
         self.p = p
         self.k = Chunk(p.spec, p.variant, p.extents, reserved, columns)
-        wide = {s.name for s in p.form.states if s.key is not None and s.key in free(s.log_gate)}
+        wide = any(s.channels for s in p.form.states)
         self.count = 16 if wide else 32 if p.variant.dtype in ("f32", "f64") else 64
         self.known: dict[tuple[object, ...], Var] = {}
 
@@ -103,148 +110,193 @@ class Forward:
 
     def chunk(self, states: tuple[Var, ...]) -> tuple[tuple[Var, ...], Var]:
         """(the states behind the chunk, out over its rows)."""
+        k, form = self.k, self.p.form
         self.known.clear()
-        by_name = dict(zip((s.name for s in self.p.form.states), states, strict=True))
-        gates = {s.name: self.gates(s) for s in self.p.form.states}
-        held = {s.name: s for s in self.p.form.states}
-        for r in self.p.form.reads:
-            self.k.b.bindings[r.atom] = self.read(r, held[r.state], by_name[r.state], gates[r.state])
-        out = self.k.over(self.k.value(self.p.form.out, "o"), "i", "e")
-        new = tuple(self.step(s, by_name[s.name], gates[s.name]) for s in self.p.form.states)
-        return new, out
-
-    # --- gates ------------------------------------------------------------------------------------------------------
-
-    def gates(self, s: Held) -> Gates | None:
-        """The running sums of a state's gate."""
-        if s.log_gate == ZERO:
-            return None
-        lowest = Const(-1100.0 if self.k.real == "f64" else -160.0, "real")
-        log = op("mul", s.log_gate, LOG2E)
-        floor = op("where", op("lt", log, lowest), lowest, log)
-        alive = op("where", self.k.live, floor, ZERO)
-        channels = s.key is not None and s.key in free(s.log_gate)
-        names = ("i", s.key.name) if channels and s.key is not None else ("i",)
-        key = ("gates", alive, names)
-        if key not in self.known:
-            one = self.k.over(self.k.value(alive, "gate"), *names)
-            type = self.k.b.type_of(one.name)
-            upto = self.k.b.let("upto", type, t.Scan("sum", one.name, "i"), "running sums of the gates, base two")
-            before = self.k.b.let("before", type, t.Scan("sum", one.name, "i", exclusive=True))
-            kept = tuple(a for a in type.axes if a.name != "i")
-            last = self.k.b.let("last", t.Type(kept, type.dtype), t.Reduce("sum", one.name, "i"))
-            self.known |= {key: upto, (*key, "before"): before, (*key, "last"): last}
-        return Gates(self.known[key], self.known[*key, "before"], self.known[*key, "last"], channels)
-
-    def seen(self, after: bool) -> Expr:
-        """Whether row i reads what row j wrote."""
-        return op("le" if after else "lt", self.k.at["j"], self.k.at["i"])
-
-    def fading(self, gates: Gates, after: bool) -> Expr:
-        """2^(G_i - G_j) where row i reads row j, else 0."""
-        key = ("renamed", gates.upto)
-        if key not in self.known:
-            self.known[key] = self.k.rename(gates.upto)
-        gap = op("sub", gates.upto if after else gates.before, self.known[key])
-        return op("exp2", op("where", self.seen(after), gap, NEVER))
-
-    # --- reads and writes -------------------------------------------------------------------------------------------
-
-    def read(self, r: ReadOf, s: Held, state: Var, gates: Gates | None) -> Var:
-        """x @ S for every row of the chunk."""
-        k = self.k
-        grown = None if gates is None else op("exp2", gates.upto if r.after else gates.before)
-        x = k.clean(r.x, "x")
-        seen = x if grown is None else k.value(op("mul", x, grown), "x")
-        total = self.far(s, seen, state)
-        for w in s.writes:
-            weights = self.weights(r, s, w.key, gates)
-            y = self.as_j(k.clean(w.value, "y", rows=True))
-            if s.value is None:
-                total = k.value(op("add", total, k.sum("z", op("mul", weights, y), "j")), "r")
+        self.fadings: dict[str, Fading] = {}
+        self.m = Maker(k)
+        self.states = dict(zip((s.name for s in form.states), states, strict=True))
+        self.held = {s.name: s for s in form.states}
+        scales: dict[Expr, Expr] = {}
+        k.still |= {self.states[s.name].name for s in form.states if s.scale_of}
+        for r in form.reads:
+            found = self.sound(self.read(r))
+            fading = self.fading(self.held[r.state])
+            if isinstance(fading, Scaled):
+                scales[r.atom] = fading.exponent(r.after)
+                mantissa = replace(r.atom, tensor=f"{r.atom.tensor} scaled")
+                k.b.bindings[mantissa] = found
+                if r.chained:
+                    k.b.bindings[r.atom] = k.value(plain((mantissa, scales[r.atom]), self.m.power), "r")
             else:
-                y = k.over(y, "j", s.value.name)
-                total = k.dot("r", weights, y, "j", ("i", s.value.name), total)
+                k.b.bindings[r.atom] = found
+        out = form.out if not scales else scaled(form.out, scales, self.m.power)
+        rows = k.over(k.value(out, "o"), "i", "e")
+        return tuple(self.step(s) for s in form.states), rows
+
+    def sound(self, v: Var) -> Var:
+        """A read; 1 in rows behind the last token: they may be divided by, and 0 / 0 would reach the gradients."""
+        return self.k.value(op("where", self.k.live, v, 1.0), "r") if self.p.divides else v
+
+    def fading(self, s: Held) -> Fading:
+        """The fading of a state without channels."""
+        if s.name not in self.fadings:
+            gates = None if s.along_key else self.m.gates(s.log_gate, None)
+            bounded = Bounded(self.m, gates)
+            self.fadings[s.name] = bounded if not s.scale else Scaled(self.m, gates, s.log, self.states[s.scale])
+        return self.fadings[s.name]
+
+    def channel_gates(self, s: Held) -> dict[str, Gates]:
+        """The gates along axes, by the axis."""
+        pairs = ((s.log_gate, s.key), (s.log_value, s.value))
+        found = (self.m.gates(log, axis) for log, axis in pairs if axis is not None and axis in free(log))
+        return {g.axis: g for g in found if g is not None}
+
+    # --- reads ------------------------------------------------------------------------------------------------------
+
+    def read(self, r: ReadOf) -> Var:
+        """x @ S for every row of the chunk."""
+        k, s, state = self.k, self.held[r.state], self.states[r.state]
+        summed = r.axis
+        kept = next((x for x in (s.key, s.value) if x is not None and x is not summed), None)
+        swapped = (summed if summed is not None else kept) is (s.value if summed is not None else s.key)
+        gates, fading = self.channel_gates(s), self.fading(s)
+        x = self.wide(r.x, summed)
+        factors = [fading.start(r.after)]
+        factors += [self.m.grown(gates[summed.name], r.after)] if summed is not None and summed.name in gates else []
+        for f in factors:
+            x = x if f is None else k.value(op("mul", x, f), "x")
+        total = self.far(x, state, summed, kept)
+        beside = gates.get(kept.name) if kept is not None else None
+        if beside is not None:
+            total = k.value(op("mul", total, self.m.grown(beside, r.after)), "r")
+        for w in s.writes:
+            key, value = (w.value, w.key) if swapped else (w.key, w.value)
+            parts = (r.parts, w.parts) if not swapped else ((), ())
+            weights = self.weights(r, key, fading, gates.get(summed.name) if summed is not None else None, parts)
+            total = self.near(total, weights, value, kept, beside, r.after)
         return total
 
-    def far(self, s: Held, x: Var, state: Var) -> Var:
+    def wide(self, e: Expr, axis: Var | None, *, rows: bool = False) -> Var:
+        """`e` over the rows and an axis that is summed over, 0 in its padding."""
+        if axis is None:
+            return self.k.clean(e, "x", rows=rows)
+        guard = self.k.inside[axis.name]
+        full = e if guard is TRUE or axis in free(e) else op("where", guard, e, 0.0)
+        return self.k.over(self.k.clean(full, "x", rows=rows), "i", axis.name)
+
+    def far(self, x: Var, state: Var, summed: Var | None, kept: Var | None) -> Var:
         """What earlier chunks add to a read."""
         k = self.k
-        if s.key is None:
-            return k.over(k.value(op("mul", x, state), "r"), "i", *([s.value.name] if s.value is not None else []))
-        x = k.over(x, "i", s.key.name)
-        if s.value is None:
-            return k.sum("r", op("mul", x, state), s.key.name)
-        return k.dot("r", x, state, s.key.name, ("i", s.value.name))
+        if summed is None:
+            return k.over(k.value(op("mul", x, state), "r"), "i", *([kept.name] if kept is not None else []))
+        if kept is None:
+            return k.sum("r", op("mul", x, state), summed.name)
+        return k.dot("r", x, state, summed.name, ("i", kept.name))
 
-    def weights(self, r: ReadOf, s: Held, key: Expr, gates: Gates | None) -> Var:
+    def near(self, total: Var, weights: Var, value: Expr, kept: Var | None, beside: Gates | None, after: bool) -> Var:
+        """What the chunk's own writes add to a read."""
+        k = self.k
+        y = self.m.as_j(k.clean(value, "y", rows=True))
+        if kept is None:
+            return k.value(op("add", total, k.sum("z", op("mul", weights, y), "j")), "r")
+        y = k.over(y, "j", kept.name)
+        if beside is None:
+            return k.dot("r", weights, y, "j", ("i", kept.name), total)
+        part = op("mul", op("mul", weights, y), self.m.between(beside, after))
+        return k.value(op("add", total, k.sum("z", part, "j")), "r")
+
+    def weights(
+        self,
+        r: ReadOf,
+        key: Expr,
+        fading: Fading,
+        along: Gates | None,
+        parts: tuple[tuple[Expr, ...], tuple[Expr, ...]],
+    ) -> Var:
         """(x_i . w_j) faded, over i and j; 0 where row i does not read row j."""
-        known = ("weights", r.x, key, gates and gates.upto, r.after)
+        pair = fading.pair(r.after)
+        known = ("weights", r.x, key, pair, along and along.upto, r.after, r.axis)
         if known in self.known:
             return self.known[known]
-        k = self.k
-        w = k.clean(key, "w", rows=True)
-        if s.key is None:
-            faded = op("mul", op("mul", k.clean(r.x, "x"), self.as_j(w)), self.mask(gates, r.after))
-            found = k.over(k.value(faded, "p"), "i", "j")
-        elif gates is not None and gates.channels:
-            x, wide = (k.over(v, "i", s.key.name) for v in (k.clean(r.x, "x"), w))
-            found = k.sum("p", op("mul", op("mul", x, self.as_j(wide)), self.fading(gates, r.after)), s.key.name)
+        k, axis = self.k, r.axis
+        if axis is None:
+            p = op("mul", k.clean(r.x, "x"), self.m.as_j(k.clean(key, "w", rows=True)))
+            found = k.over(k.value(op("mul", p, pair), "p"), "i", "j")
+        elif along is not None:
+            x, w = self.wide(r.x, axis), self.m.as_j(self.wide(key, axis, rows=True))
+            found = k.sum("p", op("mul", op("mul", x, w), self.m.between(along, r.after)), axis.name)
+            if not (isinstance(fading, Bounded) and fading.gates is None):
+                found = k.value(op("mul", found, pair), "p")
         else:
-            x = k.over(k.clean(r.x, "x"), "i", s.key.name)
-            p = k.dot("p", x, self.key_j(key, s.key.name), s.key.name, ("i", "j"))
-            found = k.value(op("mul", p, self.mask(gates, r.after)), "p")
+            dots: list[Expr] = [self.product(x, w, a) for x, w, a in self.factors(r, key, parts)]
+            found = k.value(op("mul", product(dots), pair), "p")
         self.known[known] = found
         return found
 
-    def mask(self, gates: Gates | None, after: bool) -> Expr:
-        """The fading of a gate without channels, or 1 and 0."""
-        return op("where", self.seen(after), 1.0, 0.0) if gates is None else self.fading(gates, after)
+    def factors(
+        self, r: ReadOf, key: Expr, parts: tuple[tuple[Expr, ...], tuple[Expr, ...]]
+    ) -> list[tuple[Expr, Expr, Var]]:
+        """x and w along each axis that is summed over: two that are stored as one stay two where both have factors."""
+        assert r.axis is not None
+        own = self.held[r.state].axes.groups[0]
+        if all(parts):
+            return list(zip(*parts, own, strict=True))
+        return [(r.x, key, r.axis)]
 
-    def key_j(self, key: Expr, axis: str) -> Var:
-        """What is written along the key axis, 0 behind the last token, with its tokens on the axis j.
+    def product(self, x: Expr, w: Expr, axis: Var) -> Var:
+        """x_i . w_j."""
+        return self.k.dot("p", self.wide(x, axis), self.key_j(w, axis), axis.name, ("i", "j"))
+
+    def key_j(self, key: Expr, axis: Var) -> Var:
+        """What is written along an axis, 0 behind the last token, with its tokens on the axis j.
 
         The result of a product of matrices is made anew with its tokens behind, as a product wants it.
         """
         known = ("key", key, axis)
         if known not in self.known:
-            if _has_product(key):
+            if _has_product(key) and not self.p.chained(key):
                 self.known[known] = self.k.on_j(key, "w")
             else:
-                self.known[known] = self.as_j(self.k.over(self.k.clean(key, "w", rows=True), "i", axis))
+                self.known[known] = self.m.as_j(self.wide(key, axis, rows=True))
         return self.known[known]
 
-    def as_j(self, v: Var) -> Var:
-        """A value of the tokens on the axis j."""
-        if "i" not in {a.name for a in self.k.b.type_of(v.name).axes}:
-            v = self.k.over(v, "i", *(a.name for a in self.k.b.type_of(v.name).axes))
-        key = ("as j", v)
-        if key not in self.known:
-            self.known[key] = self.k.rename(v)
-        return self.known[key]
+    # --- writes -----------------------------------------------------------------------------------------------------
 
-    def step(self, s: Held, state: Var, gates: Gates | None) -> Var:
+    def step(self, s: Held) -> Var:
         """The state behind the chunk."""
-        k = self.k
-        left: Expr = ONE
+        k, state = self.k, self.states[s.name]
+        if s.scale_of:
+            fading = self.fading(self.held[s.scale_of])
+            assert isinstance(fading, Scaled)
+            return fading.after(state)
+        fading, gates = self.fading(s), self.channel_gates(s)
         total = state
-        if gates is not None:
-            total = k.value(op("mul", state, op("exp2", gates.last)), s.name)
-            left = op("exp2", op("sub", gates.last, gates.upto))
+        for f in (fading.whole(), *(self.m.total(g) for g in gates.values())):
+            total = total if f is None else k.value(op("mul", total, f), s.name)
         for w in s.writes:
-            value = k.clean(w.value, "y", rows=True)
-            if s.key is not None and s.value is not None:
-                fade = left if gates is None else self.as_j(k.value(left, "fade"))
-                with k.turned() if _has_product(w.key) else nullcontext():
-                    key = k.value(op("mul", self.key_j(w.key, s.key.name), fade), "w")
-                value = self.as_j(k.over(value, "i", s.value.name))
-                total = k.dot(s.name, key, value, "j", (s.key.name, s.value.name), total)
-            else:
-                key = k.value(op("mul", k.clean(w.key, "w", rows=True), left), "w")
-                part = k.value(op("mul", key, value), "w")
-                names = [x.name for x in (s.key, s.value) if x is not None]
-                total = k.value(op("add", total, k.sum("w", k.over(part, "i", *names), "i")), s.name)
+            total = self.written(s, w, total, fading.rest(), gates)
         return total
+
+    def written(self, s: Held, w: Write, total: Var, rest: Var | None, gates: dict[str, Gates]) -> Var:
+        """`total` and what is left of the chunk's writes at its end."""
+        k = self.k
+        if s.key is None or s.value is None:
+            part: Expr = op("mul", k.clean(w.key, "w", rows=True), k.clean(w.value, "y", rows=True))
+            for f in (rest, *(self.m.left(g) for g in gates.values())):
+                part = part if f is None else op("mul", part, f)
+            names = [x.name for x in (s.key, s.value) if x is not None]
+            return k.value(op("add", total, k.sum("w", k.over(k.value(part, "w"), "i", *names), "i")), s.name)
+        turned = _has_product(w.key) and not self.p.chained(w.key)
+        value = k.clean(w.value, "y", rows=True)
+        if s.value.name in gates:
+            value = k.value(op("mul", value, self.m.left(gates[s.value.name])), "y")
+        key = self.key_j(w.key, s.key)
+        with k.turned() if turned else nullcontext():
+            for f in (rest, self.m.left(gates[s.key.name]) if s.key.name in gates else None):
+                key = key if f is None else k.value(op("mul", key, self.m.as_j(f)), "w")
+        value = self.m.as_j(k.over(value, "i", s.value.name))
+        row, column = k.b.type_of(total.name).names()
+        return k.dot(s.name, key, value, "j", (row, column), total)
 
 
 def _has_product(e: Expr) -> bool:

@@ -1,0 +1,139 @@
+"""The form of a state program that is computed chunk by chunk: gates, writes, reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from attncc.expr.nodes import Const, Expr, Var, walk
+from attncc.ir.free import free
+from attncc.ir.nodes import Load
+from attncc.passes.chunk_axes import UNIT, Axes
+from attncc.passes.chunk_gates import ZERO
+from attncc.passes.mistakes import NotCompiled
+
+NOTHING = Const(-1e30, "real")
+"""The logarithm of a state of 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """key (over i and the key axis) times value (over i and the value axis)."""
+
+    key: Expr
+    value: Expr
+    parts: tuple[Expr, ...] = ()
+    """Of a key axis made of two: the factors of `key` along each, if it has such."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A state [key, value], either axis may be missing: S becomes exp(log_gate + log_value) S + the writes."""
+
+    name: str
+    axes: Axes
+    log_gate: Expr
+    """Over i and the key axis."""
+    log_value: Expr
+    """Over i and the value axis, at most 0."""
+    writes: tuple[Write, ...]
+    init: Expr
+    """What it is before the first token."""
+    log: Expr = ZERO
+    """Over i: each write is exp(log) times what `writes` has."""
+    scale: str = ""
+    """Where gate or log are not proved small, it is carried as 2**-m times itself: the name of the m."""
+    scale_of: str = ""
+    """This is the m of a state, in base two, and of all that have its gate and log."""
+
+    @property
+    def key(self) -> Var | None:
+        return self.axes.key
+
+    @property
+    def value(self) -> Var | None:
+        return self.axes.value
+
+    @property
+    def along_key(self) -> bool:
+        """Whether the gate varies along the key axis."""
+        return self.key is not None and self.key in free(self.log_gate)
+
+    @property
+    def channels(self) -> bool:
+        """Whether a gate varies along an axis."""
+        return self.along_key or self.log_value is not ZERO
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOf:
+    """The sum over `axis` of x times a state, before or after the token's change; `atom` stands for it elsewhere.
+
+    Without an axis it is x times the state, element by element.
+    """
+
+    atom: Load
+    state: str
+    x: Expr
+    after: bool
+    axis: Var | None
+    parts: tuple[Expr, ...] = ()
+    """As in Write."""
+    chained: bool = False
+    """Whether it stands elsewhere than in out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunked:
+    """A state program in the form of the chunkwise schedule. A read may stand in the x of those behind it."""
+
+    states: tuple[Held, ...]
+    reads: tuple[ReadOf, ...]
+    out: Expr
+
+    @property
+    def bodies(self) -> tuple[Expr, ...]:
+        """Every expression over tokens."""
+        gates = (x for s in self.states for x in (s.log_gate, s.log_value))
+        writes = (x for s in self.states for w in s.writes for x in (w.key, w.value, *w.parts))
+        return (self.out, *gates, *writes, *(s.log for s in self.states), *(x for r in self.reads for x in (r.x, *r.parts)))
+
+
+def scales_of(states: tuple[Held, ...]) -> tuple[Held, ...]:
+    """The states, and behind them the scales of those that have one; states that fade and grow alike share one."""
+    shared: dict[tuple[Expr, Expr], list[Held]] = {}
+    for s in states:
+        if s.scale:
+            shared.setdefault((s.log_gate, s.log), []).append(s)
+    names = {s.name: f"{group[0].name}_scale" for group in shared.values() for s in group}
+    axes = Axes(UNIT, None, (Const(1, "int"),), (), (), ((UNIT,), ()))
+    found = [replace(s, scale=names.get(s.name, "")) for s in states]
+    for group in shared.values():
+        first = group[0]
+        init = NOTHING if all(s.init is ZERO for s in group) else ZERO
+        found.append(Held(names[first.name], axes, ZERO, ZERO, (), init, scale_of=first.name))
+    return tuple(found)
+
+
+def needed(out: Expr, found: list[ReadOf], states: tuple[Held, ...]) -> tuple[ReadOf, ...]:
+    """The reads that out and the states need, in their order."""
+    inside = [x for s in states for x in (s.log_gate, s.log_value, s.log, s.init)]
+    inside += [x for s in states for w in s.writes for x in (w.key, w.value)]
+    atoms = {r.atom.tensor: r.atom for r in found}
+    used: set[Expr] = set()
+    chained: set[Expr] = set()
+
+    def look(body: Expr, into: set[Expr]) -> None:
+        for n in walk(body):
+            if isinstance(n, Load) and n.tensor in atoms:
+                if n is not atoms[n.tensor]:
+                    hint = "`attncc.reference` runs it"
+                    raise NotCompiled("what a token read of a state, at another channel: not compiled yet", n.span, hint=hint)
+                into.add(n)
+
+    look(out, used)
+    for body in inside:
+        look(body, chained)
+    for r in reversed(found):
+        if r.atom in used or r.atom in chained:
+            look(r.x, chained)
+    return tuple(replace(r, chained=r.atom in chained) for r in found if r.atom in used or r.atom in chained)
