@@ -64,11 +64,12 @@ def _of_states(spec: Spec, variant: Variant) -> Pair:
     from attncc.schedule.chunk_programs import programs as chunk_programs
     from attncc.schedule.given import with_given
     from attncc.schedule.recurrent_programs import programs as recurrent_programs
+    from attncc.schedule.segments import with_kernels, with_numbers
     from attncc.tile.verify import verify
 
     verify_spec(spec)
     made = chunk_programs if variant.form == "chunk" else recurrent_programs
-    pair = made(with_given(spec, variant.first), variant)
+    pair = with_kernels(made(with_given(with_numbers(spec), variant.first), variant), spec)
     verify(pair.forward)
     if pair.backward is not None:
         verify(pair.backward, permuted=variant.target == "torch")

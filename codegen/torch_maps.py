@@ -99,6 +99,9 @@ class Maps:
             self.items[node] = Item(combine(node.name, [x.text for x in items], node.sort, self.state.real))
             self.spend(node)
             return
+        if node.name == "where" and not items[0].tensor:  # a choice of one tensor would be that tensor, and no new one
+            chosen = Text(f"torch.tensor({items[0].text.at(TERNARY)}, device=device)", CALL, True, "bool")
+            items[0] = Item(chosen)
         axes, varies = self.union(items)
         dense = all(x.dense for x in items if x.tensor and x.axes == axes and len(axes) > 1)
         if node.sort == "real" and (done := self.in_place(node, items, axes, varies)) is not None:

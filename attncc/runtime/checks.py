@@ -66,6 +66,8 @@ def check_call(
         if not isinstance(tensor, Tensor):
             raise NotATensor(f"{name} must be a torch tensor, not {type(tensor).__name__}")
     sizes = _sizes(tensors)
+    if face.states and sizes["M"] > sizes["N"]:
+        raise WrongSize(f"a state program has a token for each query: M = {sizes['M']} is more than N = {sizes['N']}")
     _check_types(face, tensors)
     known = {**constants, **sizes}
     for param in face.params:
@@ -155,10 +157,12 @@ def _check_types(face: Interface, tensors: Mapping[str, Tensor]) -> None:
 
 def _check_extents(param: Captured, tensor: Tensor, known: Mapping[str, Number]) -> None:
     shape = list(tensor.shape)
-    if len(shape) != len(param.axes):
+    if param.offsets and len(shape) == 1:
+        return
+    if len(shape) != len(param.axes) or param.offsets:
         raise WrongRank(f"{param.name} must be {param}, not of shape {shape}")
     for at, (axis, extent) in enumerate(zip(param.axes, shape, strict=True)):
-        expected = None if param.offsets else size(axis.size, known)
+        expected = size(axis.size, known)
         if expected is not None and extent != expected:
             what = f"axis {axis.index}" if axis.index else f"axis {at}"
             raise WrongSize(

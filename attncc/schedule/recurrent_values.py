@@ -60,12 +60,14 @@ class Token(Chunk):
         self.b.bindings[ivar(name)] = c
         self.inside[name] = TRUE if size == extent else op("lt", c, size)  # also where a program owns a part
 
-    def token(self, at: Expr, live: Expr = TRUE) -> None:
-        """`at` is the token from here on; nothing is read where `live` does not hold."""
+    def token(self, at: Expr, live: Expr = TRUE, row: Var | None = None) -> None:
+        """`at` is the token from here on; nothing is read where `live` does not hold. `row` is its row of the queries
+        where it has one for sure."""
         self.b.bindings = {k: v for k, v in self.b.bindings.items() if not isinstance(k, Atom)}
         self.b.bindings[i] = at
         self.live = live
-        self.row = self.b.value(op("sub", at, self.shift), "r", "its query row")
+        self.sure = row is not None
+        self.row = row if row is not None else self.b.value(op("sub", at, self.shift), "r", "its query row")
 
     # --- states -----------------------------------------------------------------------------------------------------
 
@@ -110,7 +112,7 @@ class Token(Chunk):
         if len(others) == len(moved) == len(set(others)) and not set(others) & ({a.name for a in own} | kept):
             return self.renamed(v, dict(zip((a for a, _ in moved), others, strict=True)))
         for axis, x in moved:
-            if axis in free_vars(x):
+            if free_vars(x) & {a.name for a in own}:
                 raise NotCompiled(f"the value of `{name}` at another `{axis}`: not compiled yet", self.spec.out.span)
             at = op("eq", self.b.bindings[ivar(axis)], self.b.lower(x))
             v = self.sum(name, op("where", at, v, ZERO), axis)
@@ -173,7 +175,7 @@ class Token(Chunk):
         """Whether scalar conditions hold, and channels of these axes are inside."""
         inside = [self.inside[a] for a in axes]
         when = conj(*dict.fromkeys(conditions))
-        if when is TRUE or not axes:
+        if when is TRUE or not axes or self.variant.target == "torch":
             return self.b.lower(conj(when, *inside))
         limit = self.b.value(op("where", when, self.end(axes[0]), 0), "limit")
         return self.b.lower(conj(op("lt", self.b.bindings[ivar(axes[0])], limit), *inside[1:]))
@@ -184,7 +186,7 @@ class Token(Chunk):
 
     def row_here(self) -> list[Expr]:
         """The conditions under which the token has a query row."""
-        return [op("le", 0, self.row), op("lt", self.row, M)]
+        return [] if self.sure else [op("le", 0, self.row), op("lt", self.row, M)]
 
     def _load(self, e: Load) -> Expr:
         axes = tuple(_ROLES[e.tensor]) if e.tensor in ROLES else tuple(a.index for a in self.params[e.tensor].axes)
