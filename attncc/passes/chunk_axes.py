@@ -54,7 +54,9 @@ def axes_of(spec: Spec, s: State, sizes: Mapping[Expr, Expr]) -> Axes:
     if not own:
         return Axes(UNIT, None, (Const(1, "int"),), (), (), ((UNIT,), ()))
     if len(own) == 1:
-        return Axes(*((None, own[0]) if own[0].name == "e" else (own[0], None)), extents, own, extents, _one(own))
+        if own[0].name == "e":
+            return Axes(None, own[0], extents, own, extents, ((), own))
+        return Axes(own[0], None, extents, own, extents, (own, ()))
     if len(own) == 2:
         return Axes(own[0], own[1], extents, own, extents, ((own[0],), (own[1],)))
     bound = _bound(spec, s.name)
@@ -66,10 +68,6 @@ def axes_of(spec: Spec, s: State, sizes: Mapping[Expr, Expr]) -> Axes:
     both = Var(f"{keys[0].name}_{keys[1].name}", "int")
     size = op("mul", known[keys[0]], known[keys[1]])
     return Axes(both, value, (size, known[value]), own, extents, (keys, (value,)))
-
-
-def _one(own: tuple[Var, ...]) -> tuple[tuple[Var, ...], tuple[Var, ...]]:
-    return ((), own) if own[0].name == "e" else (own, ())
 
 
 def _bound(spec: Spec, name: str) -> frozenset[Var]:
@@ -86,7 +84,8 @@ def _bound(spec: Spec, name: str) -> frozenset[Var]:
 
 def put(e: Expr, table: Mapping[Expr, Expr]) -> Expr:
     """`e` with expressions for free indices; indices that it binds itself stay, and are renamed where they clash."""
-    here = {k: v for k, v in table.items() if k in free(e)}
+    names: frozenset[Expr] = frozenset(free(e))
+    here = {k: v for k, v in table.items() if k in names}
     if not here:
         return e
     coming = frozenset[Var]().union(*(free(v) for v in here.values()))
@@ -101,7 +100,8 @@ def put(e: Expr, table: Mapping[Expr, Expr]) -> Expr:
                 a, b = (put(put(x, {axis: fresh}) if fresh is not axis else x, _less(here, axis)) for x in (a, b))
                 found: Expr = Contract(a, b, fresh, put(extent, here), sort, span)
             case Reduce(name, body, binders, where, sort, span):
-                new, less = binders, here
+                new: tuple[Binder, ...] = binders
+                less = here
                 for n, x in enumerate(binders):
                     fresh = _fresh(x.index, coming)
                     if fresh is not x.index:

@@ -95,7 +95,13 @@ class Chunked:
         """Every expression over tokens."""
         gates = (x for s in self.states for x in (s.log_gate, s.log_value))
         writes = (x for s in self.states for w in s.writes for x in (w.key, w.value, *w.parts))
-        return (self.out, *gates, *writes, *(s.log for s in self.states), *(x for r in self.reads for x in (r.x, *r.parts)))
+        return (
+            self.out,
+            *gates,
+            *writes,
+            *(s.log for s in self.states),
+            *(x for r in self.reads for x in (r.x, *r.parts)),
+        )
 
 
 def scales_of(states: tuple[Held, ...]) -> tuple[Held, ...]:
@@ -126,8 +132,8 @@ def needed(out: Expr, found: list[ReadOf], states: tuple[Held, ...]) -> tuple[Re
         for n in walk(body):
             if isinstance(n, Load) and n.tensor in atoms:
                 if n is not atoms[n.tensor]:
-                    hint = "`attncc.reference` runs it"
-                    raise NotCompiled("what a token read of a state, at another channel: not compiled yet", n.span, hint=hint)
+                    what = "what a token read of a state, at another channel: not compiled yet"
+                    raise NotCompiled(what, n.span, hint="`attncc.reference` runs it")
                 into.add(n)
 
     look(out, used)

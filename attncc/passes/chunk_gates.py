@@ -28,7 +28,7 @@ def interval(e: Expr, params: Mapping[str, Param]) -> Interval:
 
 
 def clamped(e: Expr, params: Mapping[str, Param]) -> Expr:
-    """`e` with every read of an input kept within its declared bounds; inside them it is passed on with its derivative."""
+    """`e` with every input kept within its declared bounds; inside them it is passed on with its derivative."""
 
     def rule(node: Expr) -> Expr | None:
         if not isinstance(node, Load) or node.sort != "real":

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from attncc.diagnostics import Span
-from attncc.expr.build import op
 from attncc.expr.evaluate import evaluate
 from attncc.expr.nodes import Const, Expr, Op, Var, rewrite, substitute, walk
 from attncc.ir.free import free
@@ -37,8 +36,11 @@ class Steps:
         self.spec, self.recurrence = spec, spec.recurrence
         self.sizes: dict[Expr, Expr] = {Var("D", "int"): Const(D, "int"), Var("E", "int"): Const(E, "int")}
         self.extents: dict[str, Expr] = {"d": Const(D, "int"), "e": Const(E, "int")}
-        for x in (*spec.params, *self.recurrence.states):
-            self.extents |= {a.index: substitute(a.size, self.sizes) for a in x.axes if a.index not in ("", *_KNOWN)}
+        for a in (
+            a for axes in (*(p.axes for p in spec.params), *(s.axes for s in self.recurrence.states)) for a in axes
+        ):
+            if a.index not in ("", *_KNOWN):
+                self.extents[a.index] = substitute(a.size, self.sizes)
         self.states = {s.name: s for s in self.recurrence.states}
         self.order = tuple(self._unrolled(self.recurrence.steps, {}))
         self.rows: dict[str, Rebind] = {}
@@ -59,7 +61,8 @@ class Steps:
                     size = substitute(binder.size, self.sizes)
                     if not isinstance(size, Const):
                         hint = "write the number of turns itself: `for t in 2`"
-                        raise NotCompiled("a loop within a token of a size not fixed: not compiled yet", step.span, hint=hint)
+                        what = "a loop within a token of a size not fixed: not compiled yet"
+                        raise NotCompiled(what, step.span, hint=hint)
                     for n in range(int(size.value)):
                         yield from self._unrolled(inner, {**place, binder.index: Const(n, "int")})
                 case Assign() | Keep():

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from attncc.diagnostics import Span
 from attncc.expr.build import op
-from attncc.expr.nodes import Expr, Op, Var, walk
+from attncc.expr.nodes import Expr, Op, Var
 from attncc.ir.free import free
 from attncc.ir.nodes import Assign, Binder, Contract, Load, Reduce, Spec, State
 from attncc.ir.steps import reads
@@ -205,7 +205,7 @@ class _Builder:
         return Write(axes.joined(product([*scalar, *left])), axes.joined(product(right)), parts), log
 
     def small(self, factors: list[Expr], logs: list[Expr]) -> list[Expr]:
-        """The factors without exponentials that may be large: their exponents go to `logs`, less what varies in them."""
+        """The factors without exponentials that may be large: their exponents go to `logs`, at their largest."""
         found = []
         for f in factors:
             match f:

@@ -74,7 +74,8 @@ class Problem:
     @property
     def divides(self) -> bool:
         """Whether something may be divided by a read, or by what is 0 in rows that do not exist."""
-        return any(isinstance(n, Op) and n.name in _DIVIDE and self.chained(n) for e in self.form.bodies for n in walk(e))
+        inside = (n for e in self.form.bodies for n in walk(e))
+        return any(isinstance(n, Op) and n.name in _DIVIDE and self.chained(n) for n in inside)
 
 
 def _size(e: Expr, spec: Spec) -> int:
@@ -132,6 +133,18 @@ class Forward:
         out = form.out if not scales else scaled(form.out, scales, self.m.power)
         rows = k.over(k.value(out, "o"), "i", "e")
         return tuple(self.step(s) for s in form.states), rows
+
+    def plain(self, states: tuple[Var, ...]) -> list[tuple[Held, Var]]:
+        """The states of the program itself, as they are, of those that are carried."""
+        by_name = dict(zip((s.name for s in self.p.form.states), states, strict=True))
+        found = []
+        for s in (s for s in self.p.form.states if not s.scale_of):
+            v = by_name[s.name]
+            if s.scale:
+                m = self.m.number(by_name[s.scale])
+                v = self.k.over(self.k.value(plain((v, m), self.m.power), s.name), *self.k.b.type_of(v.name).names())
+            found.append((s, v))
+        return found
 
     def sound(self, v: Var) -> Var:
         """A read; 1 in rows behind the last token: they may be divided by, and 0 / 0 would reach the gradients."""

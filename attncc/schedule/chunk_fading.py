@@ -6,8 +6,8 @@ u_j of its own, a state is carried as 2^-m times itself, and with it m:
 
     n_i = max(m, a_j for j <= i) with a_j = u_j - G_j      weights 2^(a_j - n_i), the state's own 2^(m - n_i)
 
-and a read is 2^(G_i + n_i) times what comes out; at the chunk's end m is G_last + n_last. Reads before the change have E,
-the sum without the token's own gate, and j < i. m is held fixed in gradients: nothing depends on it.
+and a read is 2^(G_i + n_i) times what comes out; at the chunk's end m is G_last + n_last. Reads before the change
+have E, the sum without the token's own gate, and j < i. m is held fixed in gradients: nothing depends on it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOW = Const(-1e30, "real")
 
 @dataclass(frozen=True, slots=True)
 class Gates:
-    """The running sums of one gate in a chunk: inclusive, exclusive, and the last; `axis` is the channel it is along."""
+    """The running sums of one gate in a chunk: inclusive, exclusive, and the last; `axis` is the channel, or ""."""
 
     upto: Var
     before: Var
@@ -100,6 +100,11 @@ class Maker:
             self.known["power", of] = k.b.let("power", type, t.Map(op("exp2", of)), note, k.b.depth(of))
         return self.known["power", of]
 
+    def number(self, v: Var) -> Var:
+        """A number carried over one axis, in every place of it."""
+        (axis,) = self.k.b.type_of(v.name).names()
+        return self.k.b.let("m", t.Type((), self.k.real), t.Reduce("max", v.name, axis))
+
     def seen(self, after: bool) -> Expr:
         """Whether row i reads what row j wrote."""
         return op("le" if after else "lt", self.k.at["j"], self.k.at["i"])
@@ -160,8 +165,7 @@ class Scaled:
     def __init__(self, m: Maker, gates: Gates | None, log: Expr, scale: Var) -> None:
         """`log` is the exponent of the writes, natural; `scale` the state's m, over one axis."""
         self.m, self.gates, k = m, gates, m.k
-        name = k.b.type_of(scale.name).names()[0]
-        self.scale = self.held(k.b.let("m", t.Type((), k.real), t.Reduce("max", scale.name, name)))
+        self.scale = self.held(m.number(scale))
         own = op("mul", log, LOG2E)
         own = op("where", op("lt", own, LOW), LOW, own)
         a = own if gates is None else op("sub", own, gates.upto)

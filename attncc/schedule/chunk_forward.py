@@ -15,11 +15,10 @@ B, H, M, N = (ivar(x) for x in "BHMN")
 
 def columns_of(p: Problem) -> int:
     """How many channels e a program owns; 0 for all of them, where they meet or are few."""
-    bodies = [p.form.out, *(r.x for r in p.form.reads)]
-    bodies += [x for s in p.form.states for w in s.writes for x in (w.key, w.value)]
-    sums = [n for body in bodies for n in walk(body) if isinstance(n, Contract | Reduce)]
+    sums = [n for body in p.form.bodies for n in walk(body) if isinstance(n, Contract | Reduce)]
     bound = {n.axis.name for n in sums if isinstance(n, Contract)}
     bound |= {x.index.name for n in sums if isinstance(n, Reduce) for x in n.binders}
+    bound |= {r.axis.name for r in p.form.reads if r.axis is not None}
     keys = {s.key.name for s in p.form.states if s.key is not None}
     if p.variant.target == "torch" or p.variant.E <= 64 or "e" in bound | keys:
         return 0
@@ -30,8 +29,10 @@ def last_tensors(p: Problem, real: t.Dtype) -> tuple[t.Tensor, ...]:
     """The tensors that take the states behind the last token, where they are wanted."""
     found = []
     for s in p.form.states if p.variant.last else ():
-        axes = [x.name for x in (s.key, s.value) if x is not None]
+        axes = [x.name for x in s.axes.own]
         extents = (Const(p.extents[a], "int") for a in axes)
+        if s.scale_of:
+            continue
         found.append(t.Tensor(last_of(s.name), ("b", "h", *axes), (B, H, *extents), real))
     return tuple(found)
 
@@ -39,12 +40,13 @@ def last_tensors(p: Problem, real: t.Dtype) -> tuple[t.Tensor, ...]:
 def store_last(f: Forward, states: tuple[Var, ...]) -> None:
     """Stores the states behind the last token; one that the programs of a head share is stored by the first of them."""
     k = f.k
-    for s, v in zip(f.p.form.states, states, strict=True):
+    for s, v in f.plain(states):
         names = k.b.type_of(v.name).names()
         guard = conj(*(k.inside[n] for n in names))
         if k.columns and "e" not in names:
             guard = conj(op("eq", ivar("e0"), 0), guard)
-        k.store(last_of(s.name), (ivar("b"), ivar("h"), *(k.b.bindings[ivar(n)] for n in names)), v, guard, k.real)
+        place = tuple(k.value(x, "at") for x in s.axes.place)
+        k.store(last_of(s.name), (ivar("b"), ivar("h"), *place), v, guard, k.real)
 
 
 def forward_kernel(p: Problem) -> t.Kernel:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from attncc.expr.build import ivar
 from attncc.expr.nodes import Const, Expr, substitute
 from attncc.ir.nodes import Param, Spec
+from attncc.passes.mistakes import NotCompiled
 from attncc.schedule.chunk import Forward, Problem, problem
 from attncc.schedule.chunk_backward import chunks_kernel, collected, start_of, starts, states_kernel
 from attncc.schedule.chunk_forward import forward_kernel, last_tensors
@@ -31,11 +32,18 @@ def programs(spec: Spec, variant: Variant) -> Pair:
     p = problem(spec, variant)
     kernel = forward_kernel(p)
     last = last_tensors(p, "f64" if variant.dtype == "f64" else "f32")
-    steps = (t.Alloc(tensor(p, "out"), like="q"), *(t.Alloc(x) for x in last), t.Launch(kernel.name))
+    steps: tuple[t.Step, ...] = (
+        t.Alloc(tensor(p, "out"), like="q"),
+        *(t.Alloc(x) for x in last),
+        t.Launch(kernel.name),
+    )
     columns = (t.Scalar("E", "int", Const(variant.E, "int")),) if "E" in kernel.scalars else ()
     forward = t.Program(
         "forward", inputs(p), (*scalars(p), *columns), (kernel,), steps, ("out", *(x.name for x in last))
     )
+    if variant.gradients and variant.last and any(s.scale for s in p.form.states):
+        span = spec.recurrence.states[0].span if spec.recurrence is not None else None
+        raise NotCompiled("gradients from the final state of writes of any size: not compiled yet", span)
     backward = _backward(p) if variant.gradients else None
     if variant.grouped:
         return Pair(forward, backward)
