@@ -7,7 +7,6 @@ import json
 import sys
 import time
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,22 +21,14 @@ if TYPE_CHECKING:
     from attncc.runtime.bench.case import Case
     from attncc.runtime.bench.measure import Plan
     from attncc.runtime.bench.report import Measured
+    from attncc.runtime.bench.rows import Kind
     from attncc.runtime.bench.suite import Row
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """What all rows share."""
-
-    device: Any
-    dtype: Any
-    seed: int
 
 
 @click.command()
 @click.argument("files", nargs=-1, metavar="FILE...")
 @click.option(
-    "--suite", default="", metavar="NAME|TOML", help="Rows as data: `softmax`, `tiles`, or a file of your own."
+    "--suite", default="", metavar="NAME|TOML", help="Rows as data: `softmax`, `tiles`, `recurrent`, or a file."
 )
 @click.option("--only", default="", metavar="PATTERN,...", help="Rows whose label holds one of these; * is a wildcard.")
 @click.option("--shape", "shapes", multiple=True, metavar="B=2,H=16,N=8192,D=128", help="Of FILEs; may be repeated.")
@@ -52,7 +43,7 @@ class _Kind:
     "fills",
     multiple=True,
     metavar="TENSOR=HOW",
-    help="steps:1024, halves, normal:0.3, falling:0.01 or all:1.",
+    help="steps:1024, halves, normal:0.3, all:1, gate:16 ...",
 )
 @click.option("--forward", "which", flag_value="forward", help="Time the forward alone, without gradients.")
 @click.option("--backward", "which", flag_value="backward", help="Time the backward alone.")
@@ -90,10 +81,13 @@ def bench(files: tuple[str, ...], suite: str, only: str, as_json: str, **options
         _require_matplotlib()
     import torch
 
+    from attncc.runtime.bench.rows import Kind
+
     where = _device(options["device"], options["backends"])
     usual = torch.float32 if where.type == "cpu" else torch.bfloat16
-    kind = _Kind(where, getattr(torch, DTYPES[options["dtype"]]) if options["dtype"] else usual, options["seed"])
     plan = _plan(options, strict=not suite)
+    dtype = getattr(torch, DTYPES[options["dtype"]]) if options["dtype"] else usual
+    kind = Kind(where, dtype, options["seed"], "backward" in plan.which)
     found = _run(rows, kind, plan, {**options, "json": as_json})
     if as_json == "-":
         from attncc.runtime.bench.report import data, machine
@@ -153,8 +147,8 @@ def _packages(plan: Plan) -> list[str]:
     return [p for p in dict.fromkeys(p.package for p in plan.peers) if p != "torch"]
 
 
-def _run(rows: list[Row], kind: _Kind, plan: Plan, options: dict[str, Any]) -> list[Measured]:
-    from attncc.runtime.bench.report import heading, lines, machine
+def _run(rows: list[Row], kind: Kind, plan: Plan, options: dict[str, Any]) -> list[Measured]:
+    from attncc.runtime.bench.report import heading, lines, machine, means
 
     where, quiet = machine(kind.device, _packages(plan)), options["json"] == "-"
     if not quiet:
@@ -165,6 +159,7 @@ def _run(rows: list[Row], kind: _Kind, plan: Plan, options: dict[str, Any]) -> l
         click.echo(heading())
     began, found = time.perf_counter(), list["Measured"]()
     plan = dataclasses.replace(plan, pending=tuple(_prefetch(rows, kind, plan)))
+    _warm(rows, kind, plan, quiet)
     for row in rows:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of peers
@@ -173,6 +168,8 @@ def _run(rows: list[Row], kind: _Kind, plan: Plan, options: dict[str, Any]) -> l
             click.echo("\n".join(lines(found[-1])))
         _write(found, where, options)
     if not quiet:
+        if len(found) > 1:
+            click.echo("\n".join(means(found)))
         click.echo(f"{len(found)} rows in {time.perf_counter() - began:.0f} s")
     if options["chart"]:
         from attncc.runtime.bench.chart import draw
@@ -182,14 +179,14 @@ def _run(rows: list[Row], kind: _Kind, plan: Plan, options: dict[str, Any]) -> l
     return found
 
 
-def _one(row: Row, kind: _Kind, plan: Plan) -> Measured:
+def _one(row: Row, kind: Kind, plan: Plan) -> Measured:
     """Measures a row."""
     from attncc.runtime.bench.measure import measure
     from attncc.runtime.bench.report import measured
     from attncc.runtime.family import _stages as stages
 
     with stages:  # kernels of other rows are compiled meanwhile
-        case, anchor = _case(row, kind, plan)
+        case, anchor = _case(row, kind)
         for one in (case, anchor):
             if one is not None:
                 one.analyse()
@@ -199,38 +196,39 @@ def _one(row: Row, kind: _Kind, plan: Plan) -> Measured:
     return measured(row, case, measure(case, plan, anchor))
 
 
-def _case(row: Row, kind: _Kind, plan: Plan, short: bool = False) -> tuple[Case, Case | None]:
-    """A row's case, and that of its anchor; `short` ones only tell which kernels are needed."""
-    from attncc.driver import load
-    from attncc.runtime.bench.case import build
-    from attncc.runtime.bench.prefetch import shortened
-    from attncc.runtime.checks import check_constants
-    from attncc.runtime.interface import interface_of
-    from attncc.runtime.warmup import full_sizes
+def _case(row: Row, kind: Kind, short: bool = False) -> tuple[Case, Case | None]:
+    """A row's case, and that of its anchor."""
+    from attncc.runtime.bench.rows import case_of
 
-    sizes = full_sizes(row.shape)
-    spec = load(row.spec)[0]
-    values = check_constants(interface_of(spec), dict(row.constants))
-    common: dict[str, Any] = {"dtype": kind.dtype, "device": kind.device, "seed": kind.seed}
-    common["backward"] = "backward" in plan.which
     try:
-        case = build(row.name, row.spec, spec, values, shortened(sizes) if short else sizes, fills=row.fills, **common)
+        return case_of(row, kind, short)
     except (KeyError, ValueError) as e:
         raise click.BadParameter(f"a captured tensor can't be filled so: {e}") from None
-    return case, case.with_spec(row.anchor, load(row.anchor)[0]) if row.anchor else None
 
 
-def _prefetch(rows: list[Row], kind: _Kind, plan: Plan) -> list[Future[None]]:
+def _prefetch(rows: list[Row], kind: Kind, plan: Plan) -> list[Future[None]]:
     """Begins to compile every row's kernels at once."""
     from attncc.runtime.bench.prefetch import prefetch
 
     if kind.device.type != "cuda" or len(rows) < 2:
         return []
     shapes = {(r.spec, *(r.shape.get(n) for n in "HGDE")): r for r in reversed(rows)}
-    cases = [_case(r, kind, plan, short=True) for r in reversed(shapes.values())]
+    cases = [_case(r, kind, short=True) for r in reversed(shapes.values())]
     found = [c for pair in cases for c in pair if c is not None]
     found += [c.with_gradients() for c in found if c.reals and plan.which != ("forward",)]
     return prefetch(found, plan.backends, kind.device)
+
+
+def _warm(rows: list[Row], kind: Kind, plan: Plan, quiet: bool) -> None:
+    """Waits for the first calls of peers that take minutes for theirs."""
+    from concurrent.futures import wait
+
+    from attncc.runtime.bench.peers import Warmed
+
+    pending = [task for p in plan.peers if isinstance(p, Warmed) for task in p.warm(rows, kind)]
+    if pending and not quiet:
+        click.echo(f"first calls of {len(pending)} rows, in processes of their own ..")
+    wait(pending)
 
 
 def _write(found: list[Measured], where: dict[str, str], options: dict[str, Any]) -> None:

@@ -143,7 +143,7 @@ def test_fills() -> None:
 
 
 def test_the_adapters() -> None:
-    assert set(families()) == {"flex", "sdpa", "fa4"}
+    assert set(families()) == {"flex", "sdpa", "fa4", "fla"}
     names = {p.name: p.available(CPU) for family in families() for p in peers(family)}
     assert names["flex"] is None and names["sdpa"] is None
     assert all(names[n] for n in ("sdpa-cudnn", "sdpa-fa2", "fa4"))
@@ -293,16 +293,16 @@ def test_goals() -> None:
         parse_goal("fast")
 
 
-@pytest.mark.parametrize(("suite", "least"), [("softmax", 20), ("tiles", 15)])
+@pytest.mark.parametrize(("suite", "least"), [("softmax", 20), ("tiles", 15), ("recurrent", 9)])
 def test_the_shipped_suites(suite: str, least: int) -> None:
-    assert sorted(f.stem for f in FOLDER.glob("*.toml")) == ["softmax", "tiles"]
+    assert sorted(f.stem for f in FOLDER.glob("*.toml")) == ["recurrent", "softmax", "tiles"]
     rows = read_suite(suite)
     assert len(rows) == len({r.label for r in rows}) and len(rows) > least
     known = {"tile", "gradients", *(p.name for family in families() for p in peers(family))}
     for row in rows:
         spec = parse(row.spec)
         assert set(row.constants) <= {c.name for c in spec.constants}
-        assert set(row.fills) == {p.name for p in spec.params}
+        assert set(row.fills) - {"q", "k", "v"} == {p.name for p in spec.params}
         assert {b.over for g in row.goals for b in g.bounds} <= known
         full_sizes(row.shape)
 
@@ -383,7 +383,8 @@ def test_a_suite_runs(tmp_path: Path) -> None:
         "| row | attncc | flex | sdpa | over flex | over sdpa | per tile | captured gradients | goals |"
     )
     assert lines[5].endswith("| missed forward: 1000000 tile; backward: 1000000 tile |")
-    assert lines[7] == "| row | half | goal | ratio | bar | |" and len(lines) == 9 + 2 + 3
+    assert lines[7] == "| row | half | goal | ratio | bar | |" and len(lines) == 9 + 2 + 3 + 2 * 2
+    assert lines[-1].startswith("Geometric mean over sdpa: forward ") and lines[-1].endswith(" (1 rows).")
     assert lines[9].startswith("| causal B1 H2 N40 D16 | forward | 0.000001 sdpa | ")
     assert lines[9].endswith(" sdpa | >= 0.00 | holds |") and lines[11].endswith(
         "tile | >= 1000000.00 | short by 100% |"
@@ -429,7 +430,7 @@ def test_a_file_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     ("options", "status", "message"),
     [
         ([], 2, "name FILEs or a --suite"),
-        (["--suite", "hard"], 2, "there is no suite 'hard'; shipped: softmax"),
+        (["--suite", "hard"], 2, "there is no suite 'hard'; shipped: recurrent, softmax, tiles"),
         (["--suite", "softmax", "--only", "nothing"], 2, "no row matches 'nothing'"),
         ([EXAMPLES / "causal.attn"], 2, "--shape is missing"),
         ([EXAMPLES / "causal.attn", "--shape", "H=2,N=8,D=16", "--vs", "slow"], 2, "there is no peer 'slow'; known: "),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attncc.expr.build import TRUE
 from attncc.expr.nodes import Expr
-from attncc.ir.nodes import Param, Spec
+from attncc.ir.nodes import Spec
 from attncc.runtime.bench.form import Form, folded, form_of, weights_of
 from attncc.runtime.bench.translate import Setting, depends_on, pair_function, setting_of
 from attncc.runtime.inputs import made_up
@@ -95,8 +95,10 @@ class Case:
         return self.work.pairs / max(self.sizes["M"] * self.sizes["N"], 1)
 
     def flops(self, which: str) -> float:
-        """Of the matrix products: two in a forward, five in a backward."""
+        """Of the matrix products: two in a forward, five in a backward; of a state, what a token does to it alone."""
         s = self.sizes
+        if self.spec.recurrence is not None:
+            return 2.0 * s["B"] * s["H"] * s["M"] * s["D"] * s["E"] * (2 if which == "forward" else 5)
         each = s["D"] + s["E"] if which == "forward" else 3 * s["D"] + 2 * s["E"]
         return 2.0 * s["B"] * s["H"] * self.work.pairs * each
 
@@ -124,38 +126,46 @@ def count(mask: Expr, setting: Setting, device: torch.device) -> Work:
 # --- the tensors ----------------------------------------------------------------------------------------------------
 
 
-def _steps(shape: tuple[int, ...], at: str) -> Tensor:
+Fill = Callable[[Tensor, str], Tensor]
+"""From standard normal numbers and what stands behind the colon."""
+
+
+def _steps(x: Tensor, at: str) -> Tensor:
     """0 0 .. 1 1 .. 2 2 ..: positions in documents of `at` each."""
-    return (torch.arange(shape[-1]) // int(at)).to(torch.int32).expand(shape)
+    return (torch.arange(x.shape[-1]) // int(at)).to(torch.int32).expand(x.shape)
 
 
-def _halves(shape: tuple[int, ...], at: str) -> Tensor:
+def _halves(x: Tensor, at: str) -> Tensor:
     """A geometric sequence from 2 ** (-8 / n) to 2 ** -8."""
-    return torch.exp2(-8.0 / max(shape[-1], 1) * torch.arange(1.0, shape[-1] + 1)).expand(shape)
+    return torch.exp2(-8.0 / max(x.shape[-1], 1) * torch.arange(1.0, x.shape[-1] + 1)).expand(x.shape)
 
 
-def _normal(shape: tuple[int, ...], at: str) -> Tensor:
-    return float(at or 1) * torch.randn(shape, generator=torch.Generator().manual_seed(1))
+def _kept(x: Tensor, at: str) -> Tensor:
+    """1 - 2 ** -5, 1 - 2 ** -6, ..: what the heads keep of a state."""
+    return (1 - torch.exp2(-5.0 - torch.arange(x.shape[-1]))).expand(x.shape)
 
 
-def _all(shape: tuple[int, ...], at: str) -> Tensor:
-    return torch.full(shape, float(at))
+def _falling(x: Tensor, at: str) -> Tensor:
+    """Sums along the last axis of steps of about -at."""
+    return -float(at) * (0.5 + x.sigmoid()).cumsum(-1)
 
 
-def _falling(shape: tuple[int, ...], at: str) -> Tensor:
-    """Sums along the last axis of steps between 0 and twice -at."""
-    steps = torch.rand(shape, generator=torch.Generator().manual_seed(1))
-    return -2 * float(at) * steps.cumsum(-1)
+TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
-
-FILLS: dict[str, Callable[[tuple[int, ...], str], Tensor]] = {
+FILLS: dict[str, Fill] = {
     "steps": _steps,
     "halves": _halves,
-    "normal": _normal,
-    "all": _all,
+    "kept": _kept,
     "falling": _falling,
+    "normal": lambda x, at: float(at or 1) * x,
+    "all": lambda x, at: torch.full(x.shape, float(at)),
+    "gate": lambda x, at: torch.nn.functional.logsigmoid(x) / float(at or 1),
+    "share": lambda x, at: x.sigmoid(),
+    "unit": lambda x, at: float(at or 1) * torch.nn.functional.normalize(x, dim=-1),
 }
-"""How captured tensors can be filled: `steps:1024`, `halves`, `normal:0.3`, `all:1`, `falling:0.01`."""
+"""How tensors can be filled: `steps:1024`, `halves`, `kept`, `falling:0.01`, `normal:0.3`, `all:1`, `gate:16` (log of
+a sigmoid, a sixteenth of it), `share` (between 0 and 1), `unit:0.5` (of that length along the last axis); and behind
+it ` as bfloat16`, the type."""
 
 
 def build(
@@ -173,16 +183,17 @@ def build(
 ) -> Case:
     """A case with tensors made up for it. Captured tensors require no gradient: what peers compute, too."""
     found = made_up(spec, constants, sizes, dtype=dtype, device=device, seed=seed)
-    tensors = {n: t.detach().requires_grad_(backward and n in ("q", "k", "v")) for n, t in found.items()}
-    for param in spec.params:
-        if fills and param.name in fills:
-            tensors[param.name] = _filled(param, tensors[param.name], fills[param.name])
+    tensors = {
+        n: _filled(t.detach(), fills[n], at) if fills and n in fills else t for at, (n, t) in enumerate(found.items())
+    }
+    tensors = {n: t.detach().requires_grad_(backward and n in ("q", "k", "v")) for n, t in tensors.items()}
     shape = (*found["q"].shape[:3], sizes["E"])
     d_out = torch.randn(shape, generator=torch.Generator().manual_seed(seed + 1)).to(device, dtype)
     return Case(name, file, spec, constants, sizes, tensors, d_out)
 
 
-def _filled(param: Param, like: Tensor, how: str) -> Tensor:
+def _filled(like: Tensor, how: str, seed: int) -> Tensor:
+    how, _, dtype = how.partition(" as ")
     kind, _, at = how.partition(":")
-    made = FILLS[kind](tuple(like.shape), at)
-    return made.to(like.device, like.dtype).contiguous()
+    made = FILLS[kind](torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)), at)
+    return made.to(like.device, TYPES[dtype] if dtype else like.dtype).contiguous()

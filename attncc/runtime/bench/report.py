@@ -145,6 +145,17 @@ def _said(m: Measured, mine: Contestant, goal: Goal, which: str) -> str:
     return f"{'reached' if m.reached(mine, goal, which) else 'MISSED'} ({shown})"
 
 
+def means(rows: Sequence[Measured]) -> list[str]:
+    """How many times as fast as each peer attncc's best is, the geometric mean of the rows: a line a peer."""
+    found = []
+    for over in dict.fromkeys(e.name for m in rows for e in m.entries if e.role == "peer"):
+        each = {w: [r for m in rows if (r := _best(m, over, w)) is not None] for w in WHICH}
+        said = [f"{w} {statistics.geometric_mean(r):.2f} ({len(r)} rows)" for w, r in each.items() if r]
+        if said:
+            found.append(f"geometric mean over {over}: {', '.join(said)}")
+    return found
+
+
 # --- Markdown -------------------------------------------------------------------------------------------------------
 
 
@@ -173,7 +184,8 @@ def markdown(rows: Sequence[Measured], where: Mapping[str, str]) -> str:
             more = m.ratio(m.ours[0], "gradients", "backward")
             cells.append("" if more is None else f"{100 * (more[0] - 1):+.0f}%")
         text.append(f"| {' | '.join([m.row.label, *cells, _goals(m)])} |")
-    return "\n".join([*text, *_bars(rows)]) + "\n"
+    said = [line for mean in means(rows) for line in ("", f"{mean[0].upper()}{mean[1:]}.")]
+    return "\n".join([*text, *_bars(rows), *said]) + "\n"
 
 
 def _bars(rows: Sequence[Measured]) -> list[str]:

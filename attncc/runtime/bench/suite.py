@@ -50,6 +50,8 @@ class Row:
     """Peers that sit this row out: what they take to compile is not worth their figures."""
     anchor: str = ""
     """The text of the spec whose time per visited tile is the measure; none if empty."""
+    learned: bool = False
+    """Everyone computes the gradients of captured tensors, too."""
 
     @property
     def label(self) -> str:
@@ -90,7 +92,8 @@ def _rows(data: Mapping[str, Any]) -> Iterator[Row]:
         for shape in row["shapes"]:
             sizes = {n: int(s) for n, s in (p.split("=") for p in shape.split(","))}
             given = row.get("constants", {}), row.get("tensors", {})
-            yield Row(row["name"], specs[row["spec"]], sizes, *given, goals, tuple(row.get("without", ())), anchor)
+            without, learned = tuple(row.get("without", ())), bool(row.get("learned", False))
+            yield Row(row["name"], specs[row["spec"]], sizes, *given, goals, without, anchor, learned)
 
 
 def parse_goal(text: str) -> Goal:

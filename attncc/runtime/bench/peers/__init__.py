@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from attncc.runtime.bench.case import Case
+
+if TYPE_CHECKING:
+    from attncc.runtime.bench.rows import Kind
+    from attncc.runtime.bench.suite import Row
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,14 @@ class Peer(Protocol):
 
     def prepare(self, case: Case) -> Ready | str:
         """The call for a case; in words why not, where the library can't express it."""
+
+
+@runtime_checkable
+class Warmed(Protocol):
+    """A peer whose first calls take so long that other processes make them side by side, before any is timed."""
+
+    def warm(self, rows: Sequence[Row], kind: Kind) -> list[Future[None]]:
+        """Begins the first calls of the rows that it can express."""
 
 
 def families() -> tuple[str, ...]:
