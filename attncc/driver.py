@@ -61,6 +61,7 @@ def programs(spec: Spec, variant: Variant) -> Pair:
 def _of_states(spec: Spec, variant: Variant) -> Pair:
     """The programs of a state program."""
     from attncc.ir.verify import verify as verify_spec
+    from attncc.passes.restarts import without_restarts
     from attncc.schedule.chunk_programs import programs as chunk_programs
     from attncc.schedule.given import with_given
     from attncc.schedule.recurrent_programs import programs as recurrent_programs
@@ -68,8 +69,11 @@ def _of_states(spec: Spec, variant: Variant) -> Pair:
     from attncc.tile.verify import verify
 
     verify_spec(spec)
-    made = chunk_programs if variant.form == "chunk" else recurrent_programs
-    pair = with_kernels(made(with_given(with_numbers(spec), variant.first), variant), spec)
+    if variant.form == "chunk":
+        made = chunk_programs(with_given(without_restarts(with_numbers(spec)), variant.first), variant)
+    else:
+        made = recurrent_programs(with_numbers(spec), variant)
+    pair = with_kernels(made, spec)
     verify(pair.forward)
     if pair.backward is not None:
         verify(pair.backward, permuted=variant.target == "torch")

@@ -49,6 +49,8 @@ class Builder:
         """What indices and atoms of the Spec IR stand for at the moment."""
         self.widened: dict[str, Var] = {}
         """Loaded values that were cast to the accumulator type."""
+        self.floor = 0
+        """The outermost scope that takes statements: above 0, what a loop computes stays in the loop."""
         self.made: dict[str, t.Op] = {}
         """What every name is bound to."""
 
@@ -203,7 +205,7 @@ class Builder:
         depth = self.depth(body)
         axes = self.axes_of(body)
         names = tuple(a.name for a in axes)
-        for scope in self.scopes[: depth + 1]:
+        for scope in self.scopes[self.floor : depth + 1]:
             if (body, names) in scope.known:
                 return Var(scope.known[body, names], body.sort)
         var = self.let(hint, t.Type(axes, self.dtype(body.sort)), t.Map(body), note, depth)
@@ -215,7 +217,7 @@ class Builder:
         parts = (*load.index, load.guard)
         depth = max(self.depth(x) for x in parts)
         axes = self._axes(frozenset(a.name for x in load.index for a in self.axes_of(x)))
-        for scope in self.scopes[: depth + 1]:
+        for scope in self.scopes[self.floor : depth + 1]:
             if load in scope.loaded:
                 return Var(scope.loaded[load], sort)
         var = self.let(hint, t.Type(axes, dtype), load, note, depth)
@@ -223,8 +225,8 @@ class Builder:
         return var
 
     def depth(self, e: Expr) -> int:
-        """Of the outermost scope that knows every operand."""
-        return max((self._depth[v] for v in free_vars(e)), default=0)
+        """Of the outermost scope that knows every operand, and takes statements."""
+        return max(self.floor, max((self._depth[v] for v in free_vars(e)), default=0))
 
     def axes_of(self, e: Expr) -> tuple[t.Axis, ...]:
         names = frozenset(a.name for v in free_vars(e) for a in self._types[v].axes)

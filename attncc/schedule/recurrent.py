@@ -32,6 +32,8 @@ class Problem:
 
     spec: Spec
     variant: Variant
+    fresh: tuple[tuple[str, Expr], ...] = ()
+    """What states start anew with, by name: a call may give what they start with, and not that."""
 
     @property
     def recurrence(self) -> Recurrence:
@@ -161,7 +163,7 @@ class Walk:
             borders[s.name] = k.b.value(
                 op("ne", k.b.lower(key), k.b.lower(other)), "border", "a state starts anew here"
             )
-            fresh = k.full(k.put(s.init), s.name, k.axes(s.name))
+            fresh = k.full(k.put(dict(self.p.fresh)[s.name]), s.name, k.axes(s.name))
             k.now[s.name] = k.value(op("where", borders[s.name], fresh, k.now[s.name]), s.name)
         for f in r.frozen:
             every = op("max", k.b.lower(substitute(f.every, self.p.sizes)), 1)
@@ -169,6 +171,15 @@ class Walk:
             if f.state in borders:
                 anew = op("or", anew, borders[f.state])
             k.now[f.name] = k.value(op("where", k.value(anew, "anew"), k.now[f.state], k.now[f.name]), f.name)
+
+    def read(self) -> Iterator[Expr]:
+        """What a token computes, with arrays put in and states as they are written."""
+        k, r = self.k, self.p.recurrence
+        fresh = dict(self.p.fresh)
+        for s in r.states:
+            yield from (k.put(x) for x in ((s.per, fresh[s.name]) if s.per is not None else ()))
+        yield from (k.put(s.body) for s in flat(r.steps) if isinstance(s, Assign | Keep))
+        yield k.put(self.p.spec.out.body)
 
     # --- steps ------------------------------------------------------------------------------------------------------
 
