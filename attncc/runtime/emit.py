@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from attncc.runtime.emit_arrivals import section
 from attncc.runtime.family import Family, orders
 from attncc.runtime.interface import Number
 from attncc.runtime.kernels import compile_all
@@ -23,6 +24,8 @@ def emit_python(family: Family, variant: Variant, constants: Mapping[str, Number
     pair = family.programs(variant)
     parts = [_spec_comment(family.text), family.source(pair, variant).rstrip("\n")]
     tail = _Tail(family, variant, constants, pair.forward, pair.backward)
+    if any_partitioned(pair.forward, pair.backward):
+        parts.append(section())
     parts += (
         [tail.helpers(), tail.function(), tail.attention()] if pair.backward else [tail.helpers(), tail.attention()]
     )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from attncc.driver import analyse
 from attncc.runtime import assemble
 from attncc.runtime.arrivals import arrive_by_warp
+from attncc.runtime.emit_arrivals import section
 from attncc.runtime.mistakes import UnfitKernel
 from attncc.schedule.programs import stream
 from attncc.schedule.stream import Problem
@@ -287,3 +290,25 @@ def loops(ptx: str) -> list[str]:
     parts = re.split(r"(?=^\$L__BB\w+:)", ptx, flags=re.MULTILINE)
     mine = [(x.split(":")[0], x) for x in parts[1:]]
     return [x for name, x in mine if "wgmma.mma_async" in x and re.search(rf"bra\s+{re.escape(name)};", x)]
+
+
+def test_emitted_modules_do_the_same_while_they_launch() -> None:
+    runtime = SimpleNamespace(add_stages_inspection_hook=None)
+    printed = module(LOOP)
+    compiled: list[str] = []
+
+    def launch(kernel: str) -> None:
+        stages = {"ptx": lambda source, metadata: source}
+        hook: Any = runtime.add_stages_inspection_hook
+        assert hook() == ("arrive_by_warp", "arrive_by_warp")
+        hook(None, stages, {}, None, 90)
+        compiled.append(stages["ptx"](kernel, {}))
+
+    names: dict[str, Any] = {"triton": SimpleNamespace(knobs=SimpleNamespace(runtime=runtime)), "_launch": launch}
+    exec(section(), names)
+    names["_launch"](printed)
+    assert compiled == [arrive_by_warp(printed)] and compiled[0] != printed
+    assert runtime.add_stages_inspection_hook is None
+    with pytest.raises(TypeError):
+        names["_launch"]()
+    assert runtime.add_stages_inspection_hook is None
