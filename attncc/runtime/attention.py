@@ -23,7 +23,7 @@ from attncc.runtime.interface import Number
 from attncc.runtime.library import Ops, register
 from attncc.runtime.mistakes import NoSingleLse, NoStates, UnknownBackend, WrongForm, WrongTiles
 from attncc.runtime.plan import Plan, attend, must_be_partitioned
-from attncc.runtime.states import FORMS, check_step, first_compiled, forms, shapes, with_first
+from attncc.runtime.states import FORMS, REFUSED, check_step, first_compiled, forms, shapes, with_first
 from attncc.runtime.tuned import tuned
 from attncc.runtime.variants import forward_variant, result_like
 from attncc.runtime.warmup import meta_tensors
@@ -122,7 +122,7 @@ class Attention:
             try:
                 plan, tensors = (None, ()) if traced else self.plan(q, k, v, captured, state, "over")
             except SpecError as error:  # no such kernel: the states are returned and copied
-                if error.code != "E450":
+                if error.code not in REFUSED:
                     raise
                 plan = None
             if plan is None:

@@ -19,7 +19,8 @@ T = TypeVar("T")
 FORMS = ("auto", "chunk", "recurrent")
 FEW: Mapping[Target, int] = {"torch": 2, "triton": 16, "gluon": 16}
 """Tokens up to which one after another is quicker than all at a time."""
-_NOT_COMPILED = "E450"
+REFUSED = ("E450", "E452")
+"""The codes of what a form can't do: others may."""
 
 
 def forms(chosen: str, tokens: int, target: Target) -> tuple[Form, ...]:
@@ -40,7 +41,7 @@ def first_compiled(tried: tuple[Form, ...], make: Callable[[Form], T]) -> T:
         try:
             return make(form)
         except SpecError as error:
-            if error.code != _NOT_COMPILED:
+            if error.code not in REFUSED:
                 raise
             refusals[form] = error
     raise refusals.get("chunk") or refusals[tried[0]]

@@ -15,6 +15,7 @@ from attncc.expr.nodes import Atom, Const, Expr, Op, Var, free_vars, rewrite, su
 from attncc.ir.free import free
 from attncc.ir.nodes import Contract, Frozen, Gradient, Keep, Let, Load, Rebind, Reduce, S, Scan, Spec, State, Weights
 from attncc.passes.mistakes import NotCompiled
+from attncc.schedule.adjoint import Adjoints
 from attncc.schedule.builder import Builder
 from attncc.schedule.chunk_values import ROLES, Chunk
 from attncc.schedule.stream import M, i
@@ -94,8 +95,8 @@ class Token(Chunk):
                 case Op(_, args, sort) if sort != "bool" and all(isinstance(a, Const) for a in args):
                     value = evaluate(node)
                     return Const(value, sort) if math.isfinite(value) else None
-                case Gradient():
-                    raise NotCompiled("`grad` one token after another: not compiled yet", node.span)
+                case Gradient(_, of) if of in self.now:
+                    return self.gradient(node)
                 case _:
                     return None
 
@@ -117,6 +118,21 @@ class Token(Chunk):
             at = op("eq", self.b.bindings[ivar(axis)], self.b.lower(x))
             v = self.sum(name, op("where", at, v, ZERO), axis)
         return v
+
+    def gradient(self, e: Gradient) -> Var:
+        """The derivative of a number by a state: what was computed from the state above does not count."""
+        held = self.now[e.of]
+        if e.index != self.homes[e.of]:
+            raise NotCompiled("`grad` at another place than the state's own: not compiled yet", e.span)
+        type = self.b.type_of(held.name)
+        alone = self.b.let(e.of, type, t.Map(held), "what the derivative is by")
+        number = self.value(substitute(e.body, {held: alone}), "number")
+        statements = [s for scope in self.b.scopes for s in scope.statements]
+        inside = Adjoints(self, statements, frozenset({alone.name}))
+        if number.name in inside.moving:
+            inside.add(number.name, ONE)
+            inside.run()
+        return inside.of.get(alone.name) or self.b.let("none", type, t.Full(ZERO))
 
     def renamed(self, v: Var, new: dict[str, str]) -> Var:
         """`v` with some of its axes named otherwise."""
@@ -215,6 +231,8 @@ class Token(Chunk):
                 total = self._sums(self._chosen(chosen, e.body, ZERO), e)
                 if e.op == "sum":
                     return total
+                if chosen is None:
+                    return op("div", total, float(math.prod(self.sizes[b.index.name] for b in e.binders)))
                 count = self._sums(self._chosen(chosen, ONE, ZERO), e)
                 return op("div", total, op("where", op("eq", count, ZERO), ONE, count))
             case "any":
