@@ -6,7 +6,7 @@ rewrite: S[d, f, e], every read of which sums over d and f  -->  S[p, e] with d 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Var, children, substitute, walk, with_children
@@ -68,6 +68,30 @@ def axes_of(spec: Spec, s: State, sizes: Mapping[Expr, Expr]) -> Axes:
     both = Var(f"{keys[0].name}_{keys[1].name}", "int")
     size = op("mul", known[keys[0]], known[keys[1]])
     return Axes(both, value, (size, known[value]), own, extents, (keys, (value,)))
+
+
+def alike(axes: dict[str, Axes]) -> dict[str, Axes]:
+    """Keys and values exchanged where that is what it takes for an order of all axes in which keys come first."""
+    behind: dict[Var, set[Var]] = {}
+    found = {}
+    for name, x in axes.items():
+        if x.key is not None and x.value is not None:
+            if x.key in _reached(behind, x.value) and len(x.groups[0]) == 1:
+                x = replace(x, key=x.value, value=x.key, extents=x.extents[::-1], groups=x.groups[::-1])
+            assert x.key is not None and x.value is not None
+            behind.setdefault(x.key, set()).add(x.value)
+        found[name] = x
+    return found
+
+
+def _reached(behind: Mapping[Var, set[Var]], start: Var) -> set[Var]:
+    found, left = {start}, [start]
+    while left:
+        for v in behind.get(left.pop(), ()):
+            if v not in found:
+                found.add(v)
+                left.append(v)
+    return found
 
 
 def _bound(spec: Spec, name: str) -> frozenset[Var]:

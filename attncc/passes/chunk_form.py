@@ -8,11 +8,27 @@ from attncc.expr.nodes import Const, Expr, Var, walk
 from attncc.ir.free import free
 from attncc.ir.nodes import Load
 from attncc.passes.chunk_axes import UNIT, Axes
-from attncc.passes.chunk_gates import ZERO
+from attncc.passes.chunk_gates import ONE, ZERO
 from attncc.passes.mistakes import NotCompiled
 
 NOTHING = Const(-1e30, "real")
 """The logarithm of a state of 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """exp(log) times linear: what is written as an exponential, and what may be 0 and has a derivative there."""
+
+    log: Expr = ZERO
+    linear: Expr = ONE
+
+    def along(self, axis: Var) -> bool:
+        """Whether it varies with an axis."""
+        return axis in free(self.log) | free(self.linear)
+
+
+OPEN = Gate()
+"""A gate of 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +43,14 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A state [key, value], either axis may be missing: S becomes exp(log_gate + log_value) S + the writes."""
+    """A state [key, value], either axis may be missing: S becomes gate beside S + the writes."""
 
     name: str
     axes: Axes
-    log_gate: Expr
+    gate: Gate
     """Over i and the key axis."""
-    log_value: Expr
-    """Over i and the value axis, at most 0."""
+    beside: Gate
+    """Over i and the value axis."""
     writes: tuple[Write, ...]
     init: Expr
     """What it is before the first token."""
@@ -56,12 +72,12 @@ class Held:
     @property
     def along_key(self) -> bool:
         """Whether the gate varies along the key axis."""
-        return self.key is not None and self.key in free(self.log_gate)
+        return self.key is not None and self.gate.along(self.key)
 
     @property
     def channels(self) -> bool:
         """Whether a gate varies along an axis."""
-        return self.along_key or self.log_value is not ZERO
+        return self.along_key or self.beside != OPEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +109,7 @@ class Chunked:
     @property
     def bodies(self) -> tuple[Expr, ...]:
         """Every expression over tokens."""
-        gates = (x for s in self.states for x in (s.log_gate, s.log_value))
+        gates = (x for s in self.states for g in (s.gate, s.beside) for x in (g.log, g.linear))
         writes = (x for s in self.states for w in s.writes for x in (w.key, w.value, *w.parts))
         return (
             self.out,
@@ -106,23 +122,23 @@ class Chunked:
 
 def scales_of(states: tuple[Held, ...]) -> tuple[Held, ...]:
     """The states, and behind them the scales of those that have one; states that fade and grow alike share one."""
-    shared: dict[tuple[Expr, Expr], list[Held]] = {}
+    shared: dict[tuple[Gate, Expr], list[Held]] = {}
     for s in states:
         if s.scale:
-            shared.setdefault((s.log_gate, s.log), []).append(s)
+            shared.setdefault((s.gate, s.log), []).append(s)
     names = {s.name: f"{group[0].name}_scale" for group in shared.values() for s in group}
     axes = Axes(UNIT, None, (Const(1, "int"),), (), (), ((UNIT,), ()))
     found = [replace(s, scale=names.get(s.name, "")) for s in states]
     for group in shared.values():
         first = group[0]
         init = NOTHING if all(s.init is ZERO for s in group) else ZERO
-        found.append(Held(names[first.name], axes, ZERO, ZERO, (), init, scale_of=first.name))
+        found.append(Held(names[first.name], axes, OPEN, OPEN, (), init, scale_of=first.name))
     return tuple(found)
 
 
 def needed(out: Expr, found: list[ReadOf], states: tuple[Held, ...]) -> tuple[ReadOf, ...]:
     """The reads that out and the states need, in their order."""
-    inside = [x for s in states for x in (s.log_gate, s.log_value, s.log, s.init)]
+    inside = [x for s in states for x in (s.gate.log, s.gate.linear, s.beside.log, s.beside.linear, s.log, s.init)]
     inside += [x for s in states for w in s.writes for x in (w.key, w.value)]
     atoms = {r.atom.tensor: r.atom for r in found}
     used: set[Expr] = set()

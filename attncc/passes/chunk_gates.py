@@ -53,23 +53,37 @@ def _declared(load: Load, params: Mapping[str, Param]) -> Interval:
     return Interval(float(low.value), float(high.value))
 
 
-def logarithm(gate: Expr) -> Expr:
-    """log(gate), for a gate that is never negative; of 0 it is a number so low that nothing is left."""
+def logarithm(gate: Expr) -> tuple[Expr, Expr]:
+    """(log, linear) of a gate that is never negative, which is exp(log) * linear; what is 0 by a choice is no factor.
+
+    linear is what no exponential is known of: it may be 0, and has a derivative there.
+    """
     match gate:
         case Const(value) if value > 0:
-            return Const(math.log(value), "real")
+            return Const(math.log(value), "real"), ONE
         case Const(0.0):
-            return op("log", TINY)
+            return op("log", TINY), ONE
         case Op("exp", (x,)):
-            return x
+            return x, ONE
         case Op("sigmoid", (x,)):
-            return op("neg", op("softplus", op("neg", x)))
+            return op("neg", op("softplus", op("neg", x))), ONE
         case Op("mul", (a, b)):
-            return op("add", logarithm(a), logarithm(b))
+            (p, x), (r, y) = logarithm(a), logarithm(b)
+            return _added(p, r), y if x is ONE else x if y is ONE else op("mul", x, y)
         case Op("where", (c, a, b)):
-            return op("where", c, logarithm(a), logarithm(b))
+            (p, x), (r, y) = logarithm(a), logarithm(b)
+            return op("where", c, p, r), ONE if x is ONE and y is ONE else op("where", c, x, y)
         case _:
-            return op("log", op("where", op("lt", gate, TINY), TINY, gate))
+            return ZERO, gate
+
+
+def _added(a: Expr, b: Expr) -> Expr:
+    return b if a is ZERO else a if b is ZERO else op("add", a, b)
+
+
+def floored(linear: Expr) -> Expr:
+    """The logarithm of a gate, of 0 that of a number so low that nothing is left."""
+    return op("log", op("where", op("lt", linear, TINY), TINY, linear))
 
 
 def weights_of(w: Weights) -> Expr:

@@ -18,9 +18,9 @@ from attncc.expr.nodes import Expr, Op, Var
 from attncc.ir.free import free
 from attncc.ir.nodes import Assign, Binder, Contract, Load, Reduce, Spec, State
 from attncc.ir.steps import reads
-from attncc.passes.chunk_axes import UNIT, Axes, axes_of
-from attncc.passes.chunk_form import Chunked, Held, ReadOf, Write, needed, scales_of
-from attncc.passes.chunk_gates import ONE, ZERO, clamped, interval, logarithm
+from attncc.passes.chunk_axes import UNIT, Axes, alike, axes_of
+from attncc.passes.chunk_form import OPEN, Chunked, Gate, Held, ReadOf, Write, needed, scales_of
+from attncc.passes.chunk_gates import ONE, ZERO, clamped, floored, interval, logarithm
 from attncc.passes.chunk_steps import Steps
 from attncc.passes.chunk_terms import Reader, Term, apart, gathered, parts_of, plain, product
 from attncc.passes.classify import StateClass, classify
@@ -45,8 +45,14 @@ def _refuse_class(spec: Spec, found: StateClass) -> None:
             raise _not_yet("frozen states", change.first.span)
         if found.restarts:
             raise _not_yet("states that start anew by a key", change.first.span)
-        if change.rank or change.kind not in ("identity", "constant", "scalar", "key", "value", "separable"):
+        if change.rank or change.kind not in _kinds(found):
             raise _not_yet(f"a change of the class {change}", change.first.span)
+
+
+def _kinds(found: StateClass) -> tuple[str, ...]:
+    """The classes that have a chunk form; along one axis a gate of each element is one of each channel."""
+    alone = ("elementwise",) if len(found.axes) < 2 else ()
+    return ("identity", "constant", "scalar", "key", "value", "separable", *alone)
 
 
 def _not_yet(what: str, span: Span | None) -> NotCompiled:
@@ -64,7 +70,7 @@ class _Builder:
         assert r is not None
         self.params = {p.name: p for p in self.spec.params}
         self.states = {s.name: s for s in r.states}
-        self.axes = {s.name: axes_of(self.spec, s, self.steps.sizes) for s in r.states}
+        self.axes = alike({s.name: axes_of(self.spec, s, self.steps.sizes) for s in r.states})
         self.reader = Reader(self.stateful, self.settle)
         self.span = self.spec.out.span
         now, out = self.steps.run(self.read)
@@ -169,15 +175,18 @@ class _Builder:
         key, value = _gate(gates)
         if value is None:
             raise _not_yet("a gate that is a sum of gates along two axes", self.span)
-        log_gate, proved = self.log_gate(key, axes.key)
-        log_value, _ = self.log_gate(value, axes.value)
-        channels = bool(self.steps.channels(log_gate)) or log_value is not ZERO
+        gate, proved = self.gate(key)
+        beside, _ = self.gate(value)
+        channels = bool(self.steps.channels(key)) or beside != OPEN
         writes = [self.write(axes, *p, apart_logs=not channels) for p in pieces]
         log = _largest([x for _, x in writes])
         init = axes.joined(self.steps.expand(s.init))
         found = tuple(_relative(w, x, log) for w, x in writes)
         scale = "" if log is ZERO and proved else s.name
-        return Held(s.name, axes, axes.joined(log_gate), axes.joined(log_value), found, init, log, scale)
+        if scale:
+            gate = Gate(op("add", gate.log, floored(gate.linear)) if gate.linear is not ONE else gate.log)
+        gate, beside = (Gate(axes.joined(g.log), axes.joined(g.linear)) for g in (gate, beside))
+        return Held(s.name, axes, gate, beside, found, init, log, scale)
 
     def tied(self, t: Term) -> Expr:
         raise _not_yet("a state in a sum of its own change", self.span)
@@ -220,18 +229,19 @@ class _Builder:
                     found.append(f)
         return found
 
-    def log_gate(self, gate: Expr, axis: Var | None) -> tuple[Expr, bool]:
-        """log(gate), and whether the declared bounds prove it at most 0; they hold by clamping."""
+    def gate(self, gate: Expr) -> tuple[Gate, bool]:
+        """A gate, and whether the declared bounds prove it at most 1; they hold by clamping."""
         within = clamped(gate, self.params)
         if not interval(within, self.params).lo >= 0:
             hint = "declare bounds: `a: real[b, h, n] in [0, 1]`, or write it as `exp(a)`"
             raise NotCompiled("this gate is not proved to be at least 0", self.span, hint=hint)
-        log = clamped(logarithm(gate), self.params)
-        proved = interval(log, self.params).hi <= 0
-        if not proved and self.steps.channels(log):
+        log, linear = logarithm(gate)
+        log, linear = clamped(log, self.params), clamped(linear, self.params)
+        proved = interval(log, self.params).hi <= 0 and interval(linear, self.params).hi <= 1
+        if not proved and self.steps.channels(within):
             hint = "declare bounds: `a: real[b, h, n, d] in [-inf, 0]` for `exp(a)`, `in [0, 1]` for `a` itself"
             raise NotCompiled("this gate is not proved to be at most 1", self.span, hint=hint)
-        return log, proved
+        return Gate(log, linear), proved
 
 
 def _gate(terms: list[tuple[Expr, Expr]]) -> tuple[Expr, Expr | None]:

@@ -153,15 +153,15 @@ class Forward:
     def fading(self, s: Held) -> Fading:
         """The fading of a state without channels."""
         if s.name not in self.fadings:
-            gates = None if s.along_key else self.m.gates(s.log_gate, None)
+            gates = None if s.along_key else self.m.gates(s.gate, None)
             bounded = Bounded(self.m, gates)
             self.fadings[s.name] = bounded if not s.scale else Scaled(self.m, gates, s.log, self.states[s.scale])
         return self.fadings[s.name]
 
     def channel_gates(self, s: Held) -> dict[str, Gates]:
         """The gates along axes, by the axis."""
-        pairs = ((s.log_gate, s.key), (s.log_value, s.value))
-        found = (self.m.gates(log, axis) for log, axis in pairs if axis is not None and axis in free(log))
+        pairs = ((s.gate, s.key), (s.beside, s.value))
+        found = (self.m.gates(gate, axis) for gate, axis in pairs if axis is not None and gate.along(axis))
         return {g.axis: g for g in found if g is not None}
 
     # --- reads ------------------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ class Forward:
             return k.over(k.value(op("mul", x, state), "r"), "i", *([kept.name] if kept is not None else []))
         if kept is None:
             return k.sum("r", op("mul", x, state), summed.name)
-        return k.dot("r", x, state, summed.name, ("i", kept.name))
+        return self.dot("r", x, state, summed.name, ("i", kept.name))
 
     def near(self, total: Var, weights: Var, value: Expr, kept: Var | None, beside: Gates | None, after: bool) -> Var:
         """What the chunk's own writes add to a read."""
@@ -214,7 +214,7 @@ class Forward:
             return k.value(op("add", total, k.sum("z", op("mul", weights, y), "j")), "r")
         y = k.over(y, "j", kept.name)
         if beside is None:
-            return k.dot("r", weights, y, "j", ("i", kept.name), total)
+            return self.dot("r", weights, y, "j", ("i", kept.name), total)
         part = op("mul", op("mul", weights, y), self.m.between(beside, after))
         return k.value(op("add", total, k.sum("z", part, "j")), "r")
 
@@ -258,7 +258,12 @@ class Forward:
 
     def product(self, x: Expr, w: Expr, axis: Var) -> Var:
         """x_i . w_j."""
-        return self.k.dot("p", self.wide(x, axis), self.key_j(w, axis), axis.name, ("i", "j"))
+        return self.dot("p", self.wide(x, axis), self.key_j(w, axis), axis.name, ("i", "j"))
+
+    def dot(self, hint: str, a: Var, c: Var, axis: str, out: tuple[str, str], start: Var | None = None) -> Var:
+        """A product whose operands are made the way it takes them."""
+        a, c = (self.k.laid(x, axis, out) for x in (a, c))
+        return self.k.dot(hint, a, c, axis, out, start)
 
     def key_j(self, key: Expr, axis: Var) -> Var:
         """What is written along an axis, 0 behind the last token, with its tokens on the axis j.
@@ -309,7 +314,7 @@ class Forward:
                 key = key if f is None else k.value(op("mul", key, self.m.as_j(f)), "w")
         value = self.m.as_j(k.over(value, "i", s.value.name))
         row, column = k.b.type_of(total.name).names()
-        return k.dot(s.name, key, value, "j", (row, column), total)
+        return self.dot(s.name, key, value, "j", (row, column), total)
 
 
 def _has_product(e: Expr) -> bool:

@@ -16,9 +16,9 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from attncc.expr.build import op
+from attncc.expr.build import conj, op
 from attncc.expr.nodes import Const, Expr, Var
-from attncc.ir.free import free
+from attncc.passes.chunk_form import OPEN, Gate
 from attncc.schedule.chunk_values import Chunk
 from attncc.tile import nodes as t
 
@@ -30,6 +30,30 @@ LOW = Const(-1e30, "real")
 
 
 @dataclass(frozen=True, slots=True)
+class Zeros:
+    """The tokens of a chunk whose gate is nothing, or next to it: how many up to a row, and the last one's gate.
+
+    They are left out of the running sums. Past one of them its own gate is left of what was before, which is 0 and has
+    a derivative; past two nothing is.
+    """
+
+    upto: Var
+    before: Var
+    last: Var
+    gate: Var
+    gate_before: Var
+    gate_last: Var
+
+    def of(self, after: bool) -> Var:
+        """The count that a read has."""
+        return self.upto if after else self.before
+
+    def gate_of(self, after: bool) -> Var:
+        """The gate that a read has."""
+        return self.gate if after else self.gate_before
+
+
+@dataclass(frozen=True, slots=True)
 class Gates:
     """The running sums of one gate in a chunk: inclusive, exclusive, and the last; `axis` is the channel, or ""."""
 
@@ -37,6 +61,7 @@ class Gates:
     before: Var
     last: Var
     axis: str
+    zeros: Zeros | None = None
 
     def of(self, after: bool) -> Var:
         """The sum that a read has."""
@@ -65,24 +90,56 @@ class Maker:
     def __init__(self, k: Chunk) -> None:
         self.k = k
         self.known: dict[tuple[object, ...], Var] = {}
+        self.made: dict[tuple[str, Gate, str], Gates] = {}
 
-    def gates(self, log_gate: Expr, axis: Var | None) -> Gates | None:
+    def gates(self, gate: Gate, axis: Var | None) -> Gates | None:
         """The running sums of a gate, along an axis if it varies with it; None for a gate of 1."""
-        if log_gate == ZERO:
+        if gate == OPEN:
             return None
         k = self.k
-        along = axis.name if axis is not None and axis in free(log_gate) else ""
+        along = axis.name if axis is not None and gate.along(axis) else ""
         names = ("i", along) if along else ("i",)
-        one = k.over(k.value(op("where", k.live, self.floor(log_gate), ZERO), "gate"), *names)
-        key = ("gates", one)
-        if key not in self.known:
-            type = k.b.type_of(one.name)
-            upto = k.b.let("upto", type, t.Scan("sum", one.name, "i"), "running sums of the gates, base two")
-            before = k.b.let("before", type, t.Scan("sum", one.name, "i", exclusive=True))
-            kept = tuple(a for a in type.axes if a.name != "i")
-            last = k.b.let("last", t.Type(kept, type.dtype), t.Reduce("sum", one.name, "i"))
-            self.known |= {key: upto, (*key, "before"): before, (*key, "last"): last}
-        return Gates(self.known[key], self.known[*key, "before"], self.known[*key, "last"], along)
+        if ("gates", gate, along) in self.made:
+            return self.made["gates", gate, along]
+        log, nothing = self.floor(gate.log), None
+        if gate.linear is not ONE:
+            least = Const(1e-30 if k.real == "f64" else 1e-12, "real")
+            nothing = op("lt", gate.linear, least)
+            log = op("add", log, op("log2", op("where", nothing, ONE, gate.linear)))
+        one = k.over(k.value(op("where", k.live, log, ZERO), "gate"), *names)
+        upto, before, last = self.sums(one)
+        zeros = None
+        if nothing is not None:
+            here = k.over(k.value(op("where", conj(k.live, nothing), ONE, ZERO), "nothing"), *names)
+            zeros = self.zeros(here, op("mul", gate.linear, op("exp2", self.floor(gate.log))), names)
+        found = Gates(upto, before, last, along, zeros)
+        self.made["gates", gate, along] = found
+        return found
+
+    def sums(self, one: Var) -> tuple[Var, Var, Var]:
+        """The running sums of a value over the rows: with each row's own, without, and of all."""
+        b = self.k.b
+        type = b.type_of(one.name)
+        kept = tuple(a for a in type.axes if a.name != "i")
+        upto = b.let("upto", type, t.Scan("sum", one.name, "i"), "running sums, of gates in base two")
+        before = b.let("before", type, t.Scan("sum", one.name, "i", exclusive=True))
+        return upto, before, b.let("last", t.Type(kept, type.dtype), t.Reduce("sum", one.name, "i"))
+
+    def zeros(self, here: Var, gate: Expr, names: tuple[str, ...]) -> Zeros:
+        """Where gates are nothing."""
+        k = self.k
+        upto, before, last = self.sums(here)
+        every = k.value(gate, "own")
+        if "i" not in k.b.type_of(every.name).names():
+            return Zeros(upto, before, last, every, every, every)
+        own = k.over(k.value(op("where", op("lt", 0.0, here), gate, ZERO), "own"), *names)
+        behind = self.as_j(upto)
+
+        def latest(count: Var, at: Var, values: Var, axis: str) -> Var:
+            return k.sum("own", op("where", op("eq", count, at), values, ZERO), axis)
+
+        after, earlier = (latest(x, behind, self.as_j(own), "j") for x in (upto, before))
+        return Zeros(upto, before, last, after, earlier, latest(last, upto, own, "i"))
 
     def floor(self, log_gate: Expr) -> Expr:
         """A gate's logarithm in base two, not lower than where nothing is left."""
@@ -122,19 +179,32 @@ class Maker:
     def between(self, gates: Gates, after: bool) -> Var:
         """2^(G_i - G_j) where row i reads row j, else 0."""
         gap = op("sub", gates.of(after), self.as_j(gates.upto))
-        return self.power(op("where", self.seen(after), gap, NEVER), "gates of at most 1, from j to i")
+        found = self.power(op("where", self.seen(after), gap, NEVER), "gates of at most 1, from j to i")
+        z = gates.zeros
+        return found if z is None else self.past(found, op("sub", z.of(after), self.as_j(z.upto)), z.gate_of(after))
 
     def grown(self, gates: Gates, after: bool) -> Var:
         """2^G_i."""
-        return self.power(gates.of(after), "gates of at most 1, from the chunk's start to i")
+        found = self.power(gates.of(after), "gates of at most 1, from the chunk's start to i")
+        z = gates.zeros
+        return found if z is None else self.past(found, z.of(after), z.gate_of(after))
 
     def left(self, gates: Gates) -> Var:
         """2^(G_last - G_i)."""
-        return self.power(op("sub", gates.last, gates.upto), "gates of at most 1, from i to the chunk's end")
+        found = self.power(op("sub", gates.last, gates.upto), "gates of at most 1, from i to the chunk's end")
+        z = gates.zeros
+        return found if z is None else self.past(found, op("sub", z.last, z.upto), z.gate_last)
 
     def total(self, gates: Gates) -> Var:
         """2^G_last."""
-        return self.power(gates.last, "gates of at most 1, of the whole chunk")
+        found = self.power(gates.last, "gates of at most 1, of the whole chunk")
+        z = gates.zeros
+        return found if z is None else self.past(found, z.last, z.gate_last)
+
+    def past(self, left: Var, count: Expr, gate: Var) -> Var:
+        """What is left past `count` gates of nothing, the last of which is `gate`."""
+        one = op("where", op("lt", count, 1.5), op("mul", left, gate), ZERO)
+        return self.k.value(op("where", op("lt", count, 0.5), left, one), "left")
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,6 +176,10 @@ class Chunk:
         left, right = (x if self._fits(x, axis, out) else self.turn(x) for x in (a, c))
         return (left, right), out
 
+    def laid(self, v: Var, axis: str, out: tuple[str, str]) -> Var:
+        """`v` as a product over `out` takes it: made once more, the other way round, where it lies otherwise."""
+        return v if self._fits(v, axis, out) else self.turn(v)
+
     def _fits(self, operand: Var, axis: str, out: tuple[str, str]) -> bool:
         lies = self.lies(operand.name)
         return lies is None or lies == ((out[0], axis) if out[0] in lies else (axis, out[1]))
