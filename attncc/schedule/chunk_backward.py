@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attncc.expr.build import conj, ivar, op
+from attncc.expr.build import TRUE, conj, ivar, op
 from attncc.expr.nodes import Const, Expr, Var, free_vars, substitute
 from attncc.ir.free import free
 from attncc.ir.nodes import Load
+from attncc.passes.chunk_form import Held
 from attncc.schedule.adjoint import Adjoints
 from attncc.schedule.chunk import Forward, Problem
 from attncc.schedule.chunk_values import ROLES
@@ -112,7 +113,7 @@ class _Backward:
     def write(self) -> t.Kernel:
         k, b, f = self.k, self.k.b, self.f
         initial = f.initial()
-        zeros = tuple(self.behind(s.name, v) for s, v in zip(self.p.form.states, initial, strict=True))
+        zeros = tuple(self.behind(s, v) for s, v in zip(self.p.form.states, initial, strict=True))
         with b.inner() as scope:
             carried, after = _carries(f, zeros, scope.depth)
             index = b.loop_index("turn")
@@ -136,15 +137,16 @@ class _Backward:
         self.finish(initial, left, tuple(sums))
         return kernel("chunks_kernel", self.p, f)
 
-    def behind(self, name: str, like: Var) -> Var:
+    def behind(self, s: Held, like: Var) -> Var:
         """The gradient of the state behind the last token."""
         if not self.p.variant.last:
             return self.zero(like)
-        given = f"d_{last_of(name)}"
-        self.k.tensors[given] = None
-        channels = (self.k.b.bindings[ivar(a)] for a in self.k.b.type_of(like.name).names())
-        load = t.Load(given, (ivar("b"), ivar("h"), *channels), self.k.b.lower(_inside(self.f, like)))
-        return self.k.b.let(given, self.k.b.type_of(like.name), load)
+        k, given = self.k, f"d_{last_of(s.name)}"
+        k.tensors[given] = None
+        place = tuple(k.value(x, "at") for x in s.axes.place)
+        type = k.b.type_of(like.name) if place else t.Type((), k.real)
+        load = t.Load(given, (ivar("b"), ivar("h"), *place), k.b.lower(_inside(self.f, like)) if place else TRUE)
+        return k.over(k.b.let(given, type, load), *k.b.type_of(like.name).names())
 
     def start(self, name: str, like: Var, chunk: Var) -> Var:
         """The state at the chunk's start."""

@@ -46,7 +46,8 @@ def store_last(f: Forward, states: tuple[Var, ...]) -> None:
         if k.columns and "e" not in names:
             guard = conj(op("eq", ivar("e0"), 0), guard)
         place = tuple(k.value(x, "at") for x in s.axes.place)
-        k.store(last_of(s.name), (ivar("b"), ivar("h"), *place), v, guard, k.real)
+        value = v if place else k.sum(s.name, v, names[0])  # a number is held over an axis of one element
+        k.store(last_of(s.name), (ivar("b"), ivar("h"), *place), value, guard, k.real)
 
 
 def forward_kernel(p: Problem) -> t.Kernel:
