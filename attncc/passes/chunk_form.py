@@ -70,6 +70,12 @@ class Held:
         return self.axes.value
 
     @property
+    def bodies(self) -> tuple[Expr, ...]:
+        """Its expressions over tokens."""
+        gates = (x for g in (self.gate, self.beside) for x in (g.log, g.linear))
+        return (*gates, self.log, *(x for w in self.writes for x in (w.key, w.value, *w.parts)))
+
+    @property
     def along_key(self) -> bool:
         """Whether the gate varies along the key axis."""
         return self.key is not None and self.gate.along(self.key)
@@ -109,15 +115,8 @@ class Chunked:
     @property
     def bodies(self) -> tuple[Expr, ...]:
         """Every expression over tokens."""
-        gates = (x for s in self.states for g in (s.gate, s.beside) for x in (g.log, g.linear))
-        writes = (x for s in self.states for w in s.writes for x in (w.key, w.value, *w.parts))
-        return (
-            self.out,
-            *gates,
-            *writes,
-            *(s.log for s in self.states),
-            *(x for r in self.reads for x in (r.x, *r.parts)),
-        )
+        states = (x for s in self.states for x in s.bodies)
+        return (self.out, *states, *(x for r in self.reads for x in (r.x, *r.parts)))
 
 
 def scales_of(states: tuple[Held, ...]) -> tuple[Held, ...]:
@@ -137,25 +136,29 @@ def scales_of(states: tuple[Held, ...]) -> tuple[Held, ...]:
 
 
 def needed(out: Expr, found: list[ReadOf], states: tuple[Held, ...]) -> tuple[ReadOf, ...]:
-    """The reads that out and the states need, in their order."""
-    inside = [x for s in states for x in (s.gate.log, s.gate.linear, s.beside.log, s.beside.linear, s.log, s.init)]
-    inside += [x for s in states for w in s.writes for x in (w.key, w.value)]
-    atoms = {r.atom.tensor: r.atom for r in found}
-    used: set[Expr] = set()
-    chained: set[Expr] = set()
+    """The reads that out and the states need: behind those that they need themselves."""
+    by_atom = {r.atom.tensor: r for r in found}
+    by_state = {s.name: s for s in states}
+    order: dict[str, ReadOf] = {}
+    chained: set[str] = set()
 
-    def look(body: Expr, into: set[Expr]) -> None:
-        for n in walk(body):
-            if isinstance(n, Load) and n.tensor in atoms:
-                if n is not atoms[n.tensor]:
-                    what = "what a token read of a state, at another channel: not compiled yet"
-                    raise NotCompiled(what, n.span, hint="`attncc.reference` runs it")
-                into.add(n)
+    def names(bodies: tuple[Expr, ...]) -> list[str]:
+        inside = [n for body in bodies for n in walk(body) if isinstance(n, Load) and n.tensor in by_atom]
+        for n in inside:
+            if n is not by_atom[n.tensor].atom:
+                what = "what a token read of a state, at another channel: not compiled yet"
+                raise NotCompiled(what, n.span, hint="`attncc.reference` runs it")
+        return [n.tensor for n in inside]
 
-    look(out, used)
-    for body in inside:
-        look(body, chained)
-    for r in reversed(found):
-        if r.atom in used or r.atom in chained:
-            look(r.x, chained)
-    return tuple(replace(r, chained=r.atom in chained) for r in found if r.atom in used or r.atom in chained)
+    def visit(name: str) -> None:
+        if name not in order:
+            r = by_atom[name]
+            for other in names((r.x, *by_state[r.state].bodies)):
+                chained.add(other)
+                visit(other)
+            order[name] = r
+
+    for name in [*names((out,)), *(n for s in states for n in names(s.bodies))]:
+        visit(name)
+    chained |= {n for s in states for n in names(s.bodies)}
+    return tuple(replace(r, chained=name in chained) for name, r in order.items())

@@ -1,6 +1,6 @@
-"""Expressions of reads that come as a number times a power of two of any size, so that neither overflows.
+"""Expressions of reads that come as a number times a power of e of any size, so that neither overflows.
 
-rewrite: (2^m a) / max(|2^m b|, 1)  -->  2^(m - n) a / max(|b| 2^(m - n), 2^-n)  with n = max(m, 0)
+rewrite: (e^m a) / max(|e^m b|, 1)  -->  e^(m - n) a / max(|b| e^(m - n), e^-n)  with n = max(m, 0)
 
 What is homogeneous passes the exponent on; terms of a sum, a maximum or a comparison are brought to the larger of their
 exponents first; any other function takes the number itself.
@@ -16,25 +16,25 @@ from attncc.ir.nodes import Contract, Load, Reduce
 
 ZERO = Const(0.0, "real")
 Power = Callable[[Expr, str], Expr]
-"""2 to an exponent, with why it is at most 0."""
+"""e to an exponent, with why it is at most 0."""
 Pair = tuple[Expr, Expr | None]
-"""A number, and the exponent in base two of what it is to be multiplied with; None for 0."""
+"""A number, and the exponent of what it is to be multiplied with; None for 0."""
 _LIKE = {"neg": 1.0, "abs": 1.0, "relu": 1.0, "square": 2.0, "recip": -1.0, "sqrt": 0.5, "rsqrt": -0.5}
 _JOINED = frozenset({"add", "sub", "max", "min", "lt", "le", "eq", "ne"})
 
 
 def scaled(e: Expr, exponents: Mapping[Expr, Expr], power: Power) -> Expr:
-    """`e`, in which each atom of `exponents` is 2 to that times the atom of its name with ` scaled` behind it."""
+    """`e`, in which each atom of `exponents` is e to that times the atom of its name with ` scaled` behind it."""
     return plain(_Pass(exponents, power).pair(e), power)
 
 
 def plain(x: Pair, power: Power) -> Expr:
-    """A number times its power of two: as large as it is, 0 where it is too small, without 0 times infinity."""
+    """A number times its power of e: as large as it is, 0 where it is too small, without 0 times infinity."""
     number, exponent = x
     if exponent is None:
         return number
     half = op("mul", op("abs", exponent), -0.5)
-    part = power(op("where", op("lt", half, -120.0), -120.0, half), "half of what is negated")
+    part = power(op("where", op("lt", half, -80.0), -80.0, half), "half of what is negated")
     up = op("div", op("div", number, part), part)
     return op("where", op("lt", 0.0, exponent), up, op("mul", op("mul", number, part), part))
 

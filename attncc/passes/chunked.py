@@ -183,6 +183,8 @@ class _Builder:
         init = axes.joined(self.steps.expand(s.init))
         found = tuple(_relative(w, x, log) for w, x in writes)
         scale = "" if log is ZERO and proved else s.name
+        if scale and not interval(gate.linear, self.params).lo > 0:
+            raise _not_yet("a gate that may be 0, of a state whose gate or writes may be of any size", self.span)
         if scale:
             gate = Gate(op("add", gate.log, floored(gate.linear)) if gate.linear is not ONE else gate.log)
         gate, beside = (Gate(axes.joined(g.log), axes.joined(g.linear)) for g in (gate, beside))

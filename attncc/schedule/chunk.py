@@ -26,7 +26,8 @@ from attncc.passes.chunk_scale import plain, scaled
 from attncc.passes.chunk_terms import product
 from attncc.passes.chunked import chunked
 from attncc.passes.mistakes import NotCompiled
-from attncc.schedule.chunk_fading import Bounded, Fading, Gates, Maker, Scaled
+from attncc.schedule.chunk_fading import Bounded, Fading, Gates, Maker
+from attncc.schedule.chunk_scaled import Scaled
 from attncc.schedule.chunk_values import Chunk
 from attncc.schedule.variant import Variant
 
@@ -127,10 +128,10 @@ class Forward:
                 mantissa = replace(r.atom, tensor=f"{r.atom.tensor} scaled")
                 k.b.bindings[mantissa] = found
                 if r.chained:
-                    k.b.bindings[r.atom] = k.value(plain((mantissa, scales[r.atom]), self.m.power), "r")
+                    k.b.bindings[r.atom] = k.value(plain((mantissa, scales[r.atom]), self.m.natural), "r")
             else:
                 k.b.bindings[r.atom] = found
-        out = form.out if not scales else scaled(form.out, scales, self.m.power)
+        out = form.out if not scales else scaled(form.out, scales, self.m.natural)
         rows = k.over(k.value(out, "o"), "i", "e")
         return tuple(self.step(s) for s in form.states), rows
 
@@ -142,7 +143,7 @@ class Forward:
             v = by_name[s.name]
             if s.scale:
                 m = self.m.number(by_name[s.scale])
-                v = self.k.over(self.k.value(plain((v, m), self.m.power), s.name), *self.k.b.type_of(v.name).names())
+                v = self.k.over(self.k.value(plain((v, m), self.m.natural), s.name), *self.k.b.type_of(v.name).names())
             found.append((s, v))
         return found
 
@@ -153,9 +154,10 @@ class Forward:
     def fading(self, s: Held) -> Fading:
         """The fading of a state without channels."""
         if s.name not in self.fadings:
-            gates = None if s.along_key else self.m.gates(s.gate, None)
-            bounded = Bounded(self.m, gates)
-            self.fadings[s.name] = bounded if not s.scale else Scaled(self.m, gates, s.log, self.states[s.scale])
+            if s.scale:
+                self.fadings[s.name] = Scaled(self.m, s.gate.log, s.log, self.states[s.scale])
+            else:
+                self.fadings[s.name] = Bounded(self.m, None if s.along_key else self.m.gates(s.gate, None))
         return self.fadings[s.name]
 
     def channel_gates(self, s: Held) -> dict[str, Gates]:
@@ -289,7 +291,7 @@ class Forward:
             return fading.after(state)
         fading, gates = self.fading(s), self.channel_gates(s)
         total = state
-        for f in (fading.whole(), *(self.m.total(g) for g in gates.values())):
+        for f in (fading.total(), *(self.m.total(g) for g in gates.values())):
             total = total if f is None else k.value(op("mul", total, f), s.name)
         for w in s.writes:
             total = self.written(s, w, total, fading.rest(), gates)

@@ -40,7 +40,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def tensors(spec: str | Path, dtype: torch.dtype = torch.float64, **sizes: int) -> tuple[Any, dict[str, Tensor]]:
     """A compiled spec and inputs that fit it."""
-    attention = attncc.compile(spec, backend="torch")
+    attention = attncc.compile(spec, backend="torch", form="chunk")
     full = full_sizes({"B": 2, "H": 4, "G": 2, "M": 45, "N": 45, "D": 6, "E": 5} | sizes)
     made = made_up(attention._family.spec, attention.constants, full, dtype=dtype, device=CPU)
     return attention, {n: x.detach().to(dtype) if x.is_floating_point() else x for n, x in made.items()}
