@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 
 from attncc.schedule.config import Demand
+from attncc.schedule.rungs import BACKWARD, FORWARD, Class
 from attncc.tile.hopper import REGISTERS, SHARED_BYTES
 
+T = TypeVar("T")
 ROOM = SHARED_BYTES - 1024
 """Bytes of shared memory for tiles; the rest is for barriers and what partitions are passed."""
 
@@ -43,7 +45,7 @@ class HopperForward:
 
 
 LADDER: Mapping[str, tuple[str, ...]] = {
-    "forward": ("partitioned.forward.rounded=True",),
+    "forward": ("partitioned.forward.late=False", "partitioned.forward.rounded=True"),
     "backward": (
         "partitioned.backward.calm=True",
         "partitioned.backward.rows=64 partitioned.backward.share=keys partitioned.backward.started=False",
@@ -53,12 +55,28 @@ LADDER: Mapping[str, tuple[str, ...]] = {
 
 
 def forward_plan(widest: int, demand: Demand) -> HopperForward:
-    """The default for channels of at most `widest`."""
+    """The default for channels of at most `widest`, or what was found to fit better."""
+    found = HopperForward()
     if widest <= 64:
-        return HopperForward(depth=4, late=True)
-    if widest <= 128:
-        return HopperForward()
-    return HopperForward(keys=64)
+        found = HopperForward(depth=4, late=True)
+    elif widest > 128:
+        found = HopperForward(keys=64)
+    return changed(found, FORWARD.get(class_of(widest, demand), ""))
+
+
+def class_of(widest: int, demand: Demand) -> Class:
+    """What plans are listed by."""
+    return max(64, 1 << (widest - 1).bit_length()), demand.live
+
+
+def changed(plan: T, text: str) -> T:
+    """`plan` with fields set as in `rounded=True keys=64`."""
+    for item in text.split():
+        name, _, value = item.partition("=")
+        old = getattr(plan, name)
+        new = value == "True" if isinstance(old, bool) else type(old)(value)
+        plan = replace(plan, **{name: new})  # type: ignore[type-var]
+    return plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +110,11 @@ def backward_plan(D: int, E: int, demand: Demand, crowded: bool = False, plain: 
     `crowded` says that scores or masks need more than the product and a comparison, or that sums are kept beside dK
     and dV; `plain` that weights are exponentials.
     """
+    found = _backward_plan(D, E, demand, crowded, plain)
+    return changed(found, BACKWARD.get(class_of(max(D, E), demand), ""))
+
+
+def _backward_plan(D: int, E: int, demand: Demand, crowded: bool, plain: bool) -> HopperBackward:
     hold: Literal["weights", "product"] = "weights" if plain and not demand.curved else "product"
     crowded = crowded or hold == "product" or demand.reads_pairs
     calm = crowded or demand.reads_rows

@@ -23,11 +23,15 @@ def plain_plan(p: Problem) -> Plan:
 def demand(p: Problem) -> Demand:
     """What this score and mask need."""
     reads = [n for e in (p.attend.score, p.by_key.mask) for n in walk(e) if isinstance(n, Load)]
-    at = [frozenset(v for x in n.index for v in free_vars(x)) for n in reads if n.tensor not in ("q", "k")]
+    named = [(n, frozenset(v for x in n.index for v in free_vars(x))) for n in reads if n.tensor not in ("q", "k")]
+    at = [names for _, names in named]
+    scored = set(walk(p.attend.score))
     return Demand(
         curved=varies(derivative(p.attend.score, p.attend.product)),
         reads_pairs=any({"i", "j"} <= names for names in at),
         reads_rows=any("i" in names and "j" not in names for names in at),
+        reads_keys=any("j" in names and "i" not in names and n in scored for n, names in named),
+        general=not p.exponential,
     )
 
 

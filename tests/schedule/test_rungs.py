@@ -1,0 +1,55 @@
+"""Plans listed by what a score keeps alive: each is a change of a default, and its kernels are worth running."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import pytest
+import torch
+
+from attncc.runtime.attention import compile_spec
+from attncc.runtime.bench.suite import read_suite
+from attncc.runtime.family import Place
+from attncc.runtime.variants import forward_variant
+from attncc.runtime.warmup import meta_tensors
+from attncc.schedule.config import Demand
+from attncc.schedule.hopper_config import HopperBackward, HopperForward, changed, class_of, forward_plan
+from attncc.schedule.rungs import BACKWARD, FORWARD
+
+ROWS = {r.name: r for r in read_suite("tiles")}
+PLAIN = Demand()
+
+
+def test_what_lives_has_a_name() -> None:
+    assert PLAIN.live == "plain" and Demand(curved=True).live == "curved"
+    assert Demand(reads_rows=True, reads_keys=True, general=True).live == "rows keys general"
+    assert class_of(80, PLAIN) == (128, "plain") and class_of(16, PLAIN) == (64, "plain")
+    assert class_of(192, Demand(reads_pairs=True)) == (256, "pairs")
+
+
+def test_changes() -> None:
+    assert changed(HopperForward(), "") == HopperForward()
+    assert changed(HopperForward(), "keys=64 late=True") == HopperForward(keys=64, late=True)
+    assert changed(HopperBackward(), "share=keys") == HopperBackward(share="keys")
+    for plan, listed in ((HopperForward(), FORWARD), (HopperBackward(), BACKWARD)):
+        for text in listed.values():
+            assert changed(plan, text) != changed(plan, "") or "late=False" in text
+
+
+def test_listed_classes_get_their_plan() -> None:
+    assert forward_plan(64, PLAIN).late and not forward_plan(64, Demand(reads_keys=True)).late
+    assert forward_plan(128, Demand(general=True)).rounded and not forward_plan(128, PLAIN).rounded
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the compiler is replaced by the interpreter")
+@pytest.mark.parametrize(("name", "D"), [("bias", 64), ("forgetting", 64)])
+def test_kernels_of_listed_plans_are_worth_running(name: str, D: int) -> None:
+    pytest.importorskip("triton")
+    row = ROWS[name]
+    family = compile_spec(row.spec, backend="torch", deterministic=False, constants=row.constants)._family
+    sizes = {"H": 2, "N": 256, "D": D}
+    tensors = meta_tensors(family.face, row.constants, sizes, torch.bfloat16)
+    variant = forward_variant(family.face, tensors, "gluon", interpreted=False)
+    entry = family._built(dataclasses.replace(variant, capability=90), "forward", Place("cuda", 90))
+    assert entry.data["partitioned"] and not entry.data["reason"]
