@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -24,6 +23,7 @@ from attncc.runtime.bench.measure import (
     start,
     take_turns,
 )
+from attncc.runtime.bench.prefetch import side_by_side, wanted
 from attncc.runtime.family import Half
 from attncc.runtime.trial import BARS, error
 from attncc.runtime.tuned import keep
@@ -151,7 +151,7 @@ def _half(case: Case, backend: str, tiles: str, which: str) -> Half:
 
 
 def _compiled(texts: Sequence[str], group: Group, case: Case, search: Search) -> list[Half | str]:
-    """The halves of all candidates, or why there is none; side by side where kernels are compiled."""
+    """The halves of all candidates, or why there is none; on a GPU they are compiled side by side before."""
     split = group.kernel.startswith("partitioned")
     default = _half(case, search.backend, "", group.which)
     family = _attention(case, search.backend, "")._family
@@ -168,11 +168,11 @@ def _compiled(texts: Sequence[str], group: Group, case: Case, search: Search) ->
             return half.reason or "it is not partitioned"
         return half
 
-    if case.device.type != "cuda":
-        return [one(text) for text in texts]
-    workers = integer("ATTNCC_WORKERS") or min(16, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers, thread_name_prefix="attncc-tune") as pool:
-        return list(pool.map(one, texts))
+    if case.device.type == "cuda":
+        capability = default.variant.capability
+        halves = [w for text in texts for w in wanted(case, search.backend, capability, tiles=text)]
+        wait(side_by_side((w for w in halves if w.which == group.which), integer("ATTNCC_WORKERS")))
+    return [one(text) for text in texts]
 
 
 def _check(text: str, which: Which, short: Case, backend: str, exact: dict[str, Tensor]) -> str:
