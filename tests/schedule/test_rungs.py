@@ -14,7 +14,7 @@ from attncc.runtime.family import Place
 from attncc.runtime.variants import forward_variant
 from attncc.runtime.warmup import meta_tensors
 from attncc.schedule.config import Demand
-from attncc.schedule.hopper_config import HopperBackward, HopperForward, changed, class_of, forward_plan
+from attncc.schedule.hopper_config import HopperBackward, HopperForward, backward_plan, changed, class_of, forward_plan
 from attncc.schedule.rungs import BACKWARD, FORWARD
 
 ROWS = {r.name: r for r in read_suite("tiles")}
@@ -32,14 +32,20 @@ def test_changes() -> None:
     assert changed(HopperForward(), "") == HopperForward()
     assert changed(HopperForward(), "keys=64 late=True") == HopperForward(keys=64, late=True)
     assert changed(HopperBackward(), "share=keys") == HopperBackward(share="keys")
-    for plan, listed in ((HopperForward(), FORWARD), (HopperBackward(), BACKWARD)):
-        for text in listed.values():
-            assert changed(plan, text) != changed(plan, "") or "late=False" in text
 
 
 def test_listed_classes_get_their_plan() -> None:
-    assert forward_plan(64, PLAIN).late and not forward_plan(64, Demand(reads_keys=True)).late
-    assert forward_plan(128, Demand(general=True)).rounded and not forward_plan(128, PLAIN).rounded
+    fields = {"pairs": "reads_pairs", "rows": "reads_rows", "keys": "reads_keys"}
+    for (widest, live), text in (*FORWARD.items(), *BACKWARD.items()):
+        demand = Demand(**{fields.get(name, name): True for name in live.split() if name != "plain"})
+        assert demand.live == live
+        if (widest, live) in FORWARD:
+            plan = forward_plan(widest, demand)
+            assert plan == changed(plan, FORWARD[widest, live])
+        if (widest, live) in BACKWARD:
+            found = backward_plan(widest, widest, demand)
+            assert found == changed(found, BACKWARD[widest, live])
+        assert text
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the compiler is replaced by the interpreter")

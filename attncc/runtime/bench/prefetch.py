@@ -19,6 +19,7 @@ from attncc.runtime.backends import mode_of, target_of
 from attncc.runtime.bench.case import Case
 from attncc.runtime.family import Half, Place
 from attncc.runtime.interface import Number
+from attncc.runtime.states import first_compiled
 from attncc.runtime.variants import forward_variant
 from attncc.schedule import overrides
 
@@ -75,7 +76,10 @@ def build(one: Wanted) -> Half:
     if one.which == "backward":
         needs = tuple(n for n, t in zip(family.face.inputs, tensors, strict=True) if t.requires_grad)
         variant = dataclasses.replace(variant, gradients=needs)
-    return family.half(variant, one.which, place)
+    if not family.face.states:
+        return family.half(variant, one.which, place)
+    made = lambda form: family.half(dataclasses.replace(variant, form=form), one.which, place)  # noqa: E731
+    return first_compiled(("chunk", "recurrent"), made)
 
 
 def _without_memory(shape: tuple[int, ...], dtype: torch.dtype, needs: bool) -> Tensor:
