@@ -14,6 +14,8 @@ from attncc.codegen.signature import kernel_function, signature
 from attncc.codegen.triton_exprs import FAST_TANH, HELPERS
 from attncc.codegen.triton_statements import KernelBody
 from attncc.codegen.writer import Writer
+from attncc.errors import InternalError
+from attncc.expr.nodes import Const, Expr, Var
 from attncc.tile.nodes import GridAxis, Kernel, Program
 
 IMPORTS = """\
@@ -91,13 +93,24 @@ def program_sort(program: Program, name: str) -> str:
     return next(s.sort for s in program.scalars if s.name == name)
 
 
+def _count(extent: Expr) -> str:
+    """An extent of the grid as text: a size or a number."""
+    match extent:
+        case Var(name):
+            return python_name(name)
+        case Const(value):
+            return str(value)
+        case _:
+            raise InternalError("an extent of the grid is a size or a number")
+
+
 def _grid(w: Writer, grid: Iterable[GridAxis]) -> None:
     """Decodes the program number into the grid's positions."""
     axes = tuple(grid)
     w.line("rest = tl.program_id(0)")
     for n, axis in enumerate(axes):
         name = python_name(axis.name)
-        count = python_name(getattr(axis.extent, "name", "")) or "1"
+        count = _count(axis.extent)
         last = n == len(axes) - 1
         if axis.tile > 1 or axis.role == "tile":
             w.line(f"tiles = tl.cdiv({count}, {axis.tile})")

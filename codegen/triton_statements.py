@@ -12,7 +12,7 @@ from attncc.codegen.signature import strides, tensors
 from attncc.codegen.triton_exprs import TritonSpeller, helpers_of
 from attncc.codegen.writer import Writer
 from attncc.errors import InternalError
-from attncc.expr.build import TRUE, op
+from attncc.expr.build import TRUE, conj, op
 from attncc.expr.interval import ALL, Interval, bounds
 from attncc.expr.nodes import Const, Expr, Op, Var, free_vars
 from attncc.tile import nodes as t
@@ -195,7 +195,14 @@ class KernelBody:
     def _mask(self, guard: Expr, axes: tuple[str, ...]) -> list[str]:
         if guard is TRUE:
             return []
-        text = self.text(guard, axes)
+        parts = list(_conjuncts(guard))
+        lanes = {v.name for v in self.lanes}
+        when = [e for e in parts if self._is_scalar(e) and not free_vars(e) & lanes]
+        text = self.text(conj(*(e for e in parts if e not in when)), axes)
+        if when and len(when) < len(parts):  # the interpreter's `and` of a number and a tile is no mask
+            text = Text(f"tl.where({self.scalar(conj(*when))}, {text.at(0)}, False)", CALL, text.axes)
+        elif when:
+            text = self.text(guard, axes)
         return [f"mask={TritonSpeller(axes, lambda v: text, {}).widen(text, axes).at(0)}"]
 
     def _by_lane(self, guard: Expr) -> Expr:
@@ -346,6 +353,15 @@ class KernelBody:
         """A factor with the contracted axis at `place`."""
         text = python_name(name)
         return text if self.types[name].names()[place] == axis else f"tl.trans({text})"
+
+
+def _conjuncts(e: Expr) -> Iterator[Expr]:
+    match e:
+        case Op("and", args):
+            for a in args:
+                yield from _conjuncts(a)
+        case _:
+            yield e
 
 
 def type_name(x: object) -> str:

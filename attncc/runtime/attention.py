@@ -83,7 +83,7 @@ class Attention:
         if return_lse and not self._lse:
             raise self._no_lse()
         if state is not None or return_state:
-            return self._with_states(q, k, v, state or {}, return_state, captured)
+            return self._with_states(q, k, v, {} if state is None else state, return_state, captured)
         plan, tensors = self.plan(q, k, v, captured)
         if torch.is_grad_enabled() and (
             q.requires_grad or k.requires_grad or v.requires_grad or any([t.requires_grad for t in tensors[3:]])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from attncc.expr.build import ivar, op
+from attncc.expr.build import TRUE, conj, ivar, op
 from attncc.expr.evaluate import evaluate
 from attncc.expr.nodes import Const, Expr, Var, substitute, walk
 from attncc.ir.nodes import Assign, Contract, Keep, Load, Micro, Read, Recurrence, Reduce, Scan, Spec, Step, Weights
@@ -238,8 +238,8 @@ def store_states(w: Walk, states: tuple[Var, ...]) -> None:
     name = first_of if p.variant.in_place else last_of
     for s, v in zip(p.recurrence.states, states, strict=False):
         axes = tuple(x.name for x in s.vars)
-        once = [op("eq", ivar("e0"), 0)] if k.columns and "e" not in axes else []
-        guard = k.guard(once, list(axes))
+        once = op("eq", ivar("e0"), 0) if k.columns and "e" not in axes else TRUE
+        guard = conj(once, k.guard([], list(axes)))
         value = v if axes else k.sum(s.name, v, UNIT)
         k.store(name(s.name), (ivar("b"), ivar("h"), *(k.b.bindings[x] for x in s.vars)), value, guard, k.real)
 
