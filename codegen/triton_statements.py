@@ -151,6 +151,9 @@ class KernelBody:
             base, local = self._parts(at, axes)
             if base:
                 offset = f"{offset} + {base}" if offset else base
+            if len(offset) > 64 and n < len(index) - 1:
+                self.w.line(f"{python_name(at_name)}_row = {offset}")
+                offset = f"{python_name(at_name)}_row"
             if local:
                 last = n == len(index) - 1 or not self._small(at)
                 vectors.append(local if last else f"{local}.to(tl.int64)")
@@ -318,6 +321,10 @@ class KernelBody:
                 return self._dot(type, o)
             case t.Rename(value):
                 return python_name(value)
+            case t.GatherAxis(value, index, axis):
+                lies = self.types[value].names()
+                whole = f"tl.broadcast_to({self.widened(Var(index, 'int'), lies)}, {self._shape(self.types[value])})"
+                return f"tl.gather({python_name(value)}, {whole}, {lies.index(axis)})"
             case t.Cast(value):
                 return f"{python_name(value)}.to({DTYPES[type.dtype]})"
             case _:

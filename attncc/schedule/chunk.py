@@ -13,6 +13,7 @@ axis that it sums over, y along the other. States whose scale is free are chunk_
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -28,7 +29,7 @@ from attncc.passes.chunked import chunked
 from attncc.passes.mistakes import NotCompiled
 from attncc.schedule.chunk_fading import Bounded, Fading, Gates, Maker
 from attncc.schedule.chunk_scaled import Scaled
-from attncc.schedule.chunk_values import Chunk
+from attncc.schedule.chunk_values import WHOLE, Chunk
 from attncc.schedule.variant import Variant
 
 B, H, G, M, N = (ivar(x) for x in "BHGMN")
@@ -94,7 +95,7 @@ def problem(spec: Spec, variant: Variant) -> Problem:
 class Forward:
     """The statements of a chunk, shared by the kernels that need them."""
 
-    def __init__(self, p: Problem, reserved: tuple[str, ...] = (), columns: int = 0) -> None:
+    def __init__(self, p: Problem, reserved: tuple[str, ...] = (), columns: Mapping[str, int] = WHOLE) -> None:
         self.p = p
         self.k = Chunk(p.spec, p.variant, p.extents, reserved, columns)
         wide = any(s.channels for s in p.form.states)

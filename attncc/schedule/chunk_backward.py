@@ -7,15 +7,18 @@ gradient in a buffer of its own, which the host sums over the axes that the inpu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 
 from attncc.expr.build import TRUE, conj, ivar, op
+from attncc.expr.evaluate import evaluate
 from attncc.expr.nodes import Const, Expr, Var, free_vars, substitute
 from attncc.ir.free import free
 from attncc.ir.nodes import Load
 from attncc.passes.chunk_form import Held
 from attncc.schedule.adjoint import Adjoints
 from attncc.schedule.chunk import Forward, Problem
+from attncc.schedule.chunk_forward import carries, chunk_count, first_of_all
 from attncc.schedule.chunk_values import ROLES
 from attncc.schedule.given import last_of
 from attncc.schedule.prune import prune
@@ -33,6 +36,8 @@ class Share:
     load: Load
     buffer: t.Tensor
     rows: str
+    whole: bool = False
+    """It is the gradient."""
 
 
 def start_of(s: str) -> str:
@@ -45,11 +50,11 @@ def states_kernel(p: Problem, f: Forward) -> t.Kernel:
     k, b = f.k, f.k.b
     states = f.initial()
     with b.inner() as scope:
-        carried, names = _carries(f, states, scope.depth)
+        carried, names = carries(f, states, scope.depth)
         index = b.loop_index("chunk")
         k.tokens(b.value(op("mul", index, f.count), "first"), f.count)
         for s, v in zip(p.form.states, names, strict=True):
-            k.store(start_of(s.name), _place(f, v, index), v, _inside(f, v), k.real)
+            k.store(start_of(s.name), place(f, v, index), v, inside(f, v), k.real)
         new, _ = f.chunk(names)
         b.add(t.Yield(tuple(v.name for v in new)))
     chunks = t.Count(Const(0, "int"), chunk_count(f))
@@ -57,27 +62,14 @@ def states_kernel(p: Problem, f: Forward) -> t.Kernel:
     return kernel("states_kernel", p, f)
 
 
-def _carries(f: Forward, states: tuple[Var, ...], depth: int) -> tuple[tuple[t.Carry, ...], tuple[Var, ...]]:
-    found = [f.k.b.carry(s.name, v, depth) for s, v in zip(f.p.form.states, states, strict=True)]
-    return tuple(c for c, _ in found), tuple(v for _, v in found)
-
-
-def _place(f: Forward, v: Var, chunk: Expr) -> tuple[Expr, ...]:
+def place(f: Forward, v: Var, chunk: Expr) -> tuple[Expr, ...]:
     channels = tuple(f.k.b.bindings[ivar(a)] for a in f.k.b.type_of(v.name).names())
     return (ivar("b"), ivar("h"), chunk, *channels)
 
 
-def _inside(f: Forward, v: Var) -> Expr:
-    guard = Const(True, "bool")
-    found: Expr = guard
-    for a in f.k.b.type_of(v.name).names():
-        found = f.k.inside[a] if found is guard else op("and", found, f.k.inside[a])
-    return found
-
-
-def chunk_count(f: Forward) -> Expr:
-    """How many chunks there are."""
-    return op("floordiv", op("add", N, f.count - 1), f.count)
+def inside(f: Forward, v: Var, *more: Expr) -> Expr:
+    """That a state's channels are no padding, and more."""
+    return conj(*more, *(f.k.inside[a] for a in f.k.b.type_of(v.name).names()))
 
 
 def starts(p: Problem, f: Forward) -> tuple[t.Tensor, ...]:
@@ -100,22 +92,30 @@ def kernel(name: str, p: Problem, f: Forward) -> t.Kernel:
 
 def chunks_kernel(p: Problem, f: Forward) -> tuple[t.Kernel, tuple[Share, ...]]:
     """The chunks from the last one on: every share of the gradients."""
-    walk = _Backward(p, f)
+    walk = Backward(p, f)
     return walk.write(), tuple(walk.shares)
 
 
-class _Backward:
+class Backward:
     def __init__(self, p: Problem, f: Forward) -> None:
         self.p, self.f, self.k = p, f, f.k
         self.wanted = frozenset(p.variant.gradients)
         self.shares: list[Share] = []
+        self.tag = ""
+        """In the names of its buffers."""
+        self.each: Expr | None = None
+        """The chunk of a program that has one only."""
+
+    def home(self, load: Load) -> t.Tensor | None:
+        """The gradient itself, for the only share in it."""
+        return None
 
     def write(self) -> t.Kernel:
         k, b, f = self.k, self.k.b, self.f
         initial = f.initial()
         zeros = tuple(self.behind(s, v) for s, v in zip(self.p.form.states, initial, strict=True))
         with b.inner() as scope:
-            carried, after = _carries(f, zeros, scope.depth)
+            carried, after = carries(f, zeros, scope.depth)
             index = b.loop_index("turn")
             chunk = b.value(op("sub", op("sub", chunk_count(f), 1), index), "chunk")
             k.tokens(b.value(op("mul", chunk, f.count), "first"), f.count)
@@ -143,15 +143,15 @@ class _Backward:
             return self.zero(like)
         k, given = self.k, f"d_{last_of(s.name)}"
         k.tensors[given] = None
-        place = tuple(k.value(x, "at") for x in s.axes.place)
-        type = k.b.type_of(like.name) if place else t.Type((), k.real)
-        load = t.Load(given, (ivar("b"), ivar("h"), *place), k.b.lower(_inside(self.f, like)) if place else TRUE)
+        at = tuple(k.value(x, "at") for x in s.axes.place)
+        type = k.b.type_of(like.name) if at else t.Type((), k.real)
+        load = t.Load(given, (ivar("b"), ivar("h"), *at), k.b.lower(inside(self.f, like)) if at else TRUE)
         return k.over(k.b.let(given, type, load), *k.b.type_of(like.name).names())
 
     def start(self, name: str, like: Var, chunk: Var) -> Var:
         """The state at the chunk's start."""
         self.k.tensors[start_of(name)] = None
-        load = t.Load(start_of(name), _place(self.f, like, chunk), self.k.b.lower(_inside(self.f, like)))
+        load = t.Load(start_of(name), place(self.f, like, chunk), self.k.b.lower(inside(self.f, like)))
         return self.k.b.let(name, self.k.b.type_of(like.name), load)
 
     def zero(self, like: Var) -> Var:
@@ -186,8 +186,36 @@ class _Backward:
             if s.name in a.of and s.name in self.k.sources:
                 load, axis = self.k.sources[s.name]
                 total[load] = self.joined(total.get(load), a.of[s.name], axis)
-        for load, v in total.items():
+        found = self.at_home(total)
+        self.count = Counter(load.tensor for load in found)
+        for load, v in found.items():
             self.share(load, v)
+
+    def at_home(self, total: dict[Load, Var]) -> dict[Load, Var]:
+        """rewrite: a share of x[f(d)], f its own inverse  -->  a share of x[d]"""
+        found: dict[Load, Var] = {}
+        for load, v in total.items():
+            home = self.unpermuted(load)
+            if home is not None:
+                load, channel, index = home
+                type = self.k.b.type_of(v.name)
+                v = self.k.b.let("a", type, t.GatherAxis(v.name, index.name, channel))
+            found[load] = v if load not in found else self.k.value(op("add", found[load], v), "a")
+        return found
+
+    def unpermuted(self, load: Load) -> tuple[Load, str, Var] | None:
+        """(the read with its last index a channel, that channel, the index as a value) of a read through a swap."""
+        at, channels = load.index[-1], [v for v in free_vars(load.index[-1]) if v in self.p.extents]
+        if self.p.variant.target == "torch" or isinstance(at, Var) or len(channels) != 1:
+            return None
+        (name,) = channels
+        size, d = self.p.extents[name], ivar(name)
+        if free_vars(at) != {name} or self.k.blocks or self.k.inside[name] is not TRUE:
+            return None
+        f = [int(evaluate(at, {d: n})) for n in range(size)]
+        if not all(0 <= x < size and f[x] == n for n, x in enumerate(f)):
+            return None
+        return replace(load, index=(*load.index[:-1], d)), name, self.k.value(at, "at")
 
     def joined(self, known: Var | None, v: Var, axis: str) -> Var:
         """A share with its tokens on i, added to what there is."""
@@ -206,29 +234,35 @@ class _Backward:
         grouped = self.p.variant.grouped and ivar("g") in free(load)
         lead = ("b", "g", "x") if grouped else ("b", "h")
         sizes = (B, G, op("floordiv", H, G)) if grouped else (B, H)
-        place: list[Expr] = [ivar("b"), ivar("h")]
+        at: list[Expr] = [ivar("b"), ivar("h")]
         if grouped:
             head = k.b.bindings[ivar("g")]
-            place[1:] = [head, op("sub", ivar("h"), op("mul", head, op("floordiv", H, G)))]
-        guards = [k.inside[c] for c in channels]
+            at[1:] = [head, op("sub", ivar("h"), op("mul", head, op("floordiv", H, G)))]
+        guards = [*(k.inside[c] for c in channels), *first_of_all(self.f, names)]
         if rows:
-            place.append(k.row if rows == "r" else k.at["i"])
+            at.append(k.row if rows == "r" else k.at["i"])
             guards += [k.live, op("le", 0, k.row), op("lt", k.row, M)] if rows == "r" else [k.live]
-        place += [k.b.bindings[ivar(c)] for c in channels]
-        guard: Expr = Const(True, "bool")
-        for x in guards:
-            guard = x if guard == Const(True, "bool") else op("and", guard, x)
+        at += [k.b.bindings[ivar(c)] for c in channels]
+        guard = conj(*guards)
+        home = self.home(load) if rows and not grouped else None
+        if home is not None:
+            self.shares.append(Share(load, home, rows, True))
+            k.store(home.name, tuple(at), k.over(v, "i", *channels), guard, home.dtype)
+            return
+        if not rows and self.each:
+            lead, sizes = (*lead, "c"), (*sizes, chunk_count(self.f))
+            at.insert(len(lead) - 1, self.each)
         extents = (
             *sizes,
             *([M if rows == "r" else N] if rows else []),
             *(Const(self.p.extents[c], "int") for c in channels),
         )
-        name = f"d_{load.tensor}_{len(self.shares)}"
+        name = f"d_{load.tensor}_{self.tag}{len(self.shares)}"
         axes = (*lead, *([rows] if rows else []), *channels)
         buffer = t.Tensor(name, axes, extents, k.real)
         self.shares.append(Share(load, buffer, rows))
         order = ("i", *channels) if rows else tuple(channels)
-        k.store(name, tuple(place), k.over(v, *order), guard, k.real)
+        k.store(name, tuple(at), k.over(v, *order), guard, k.real)
 
     def sums(self, a: Adjoints, depth: int) -> dict[str, tuple[t.Carry, Var]]:
         """What the loop adds to the adjoints of values from above it: a carried sum each."""
@@ -262,6 +296,8 @@ def _kinds(p: Problem, load: Load) -> tuple[str, ...]:
 def collected(p: Problem, name: str, shares: tuple[Share, ...], out: t.Tensor, real: t.Dtype) -> tuple[t.Step, ...]:
     """The steps from the shares of one input to its gradient."""
     mine = [s for s in shares if s.load.tensor == name]
+    if mine and mine[0].whole:
+        return ()
     if not mine:
         return (t.Alloc(out, 0.0),)
     if len(mine) == 1:

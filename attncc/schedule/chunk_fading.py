@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from attncc.expr.build import conj, op
+from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Var
 from attncc.passes.chunk_form import OPEN, Gate
 from attncc.schedule.chunk_values import Chunk
@@ -121,7 +121,7 @@ class Maker:
         parts = (self.sums(one),) if along else self.in_parts(one)
         zeros = None
         if nothing is not None:
-            here = k.over(k.value(op("where", conj(k.live, nothing), ONE, ZERO), "nothing"), *names)
+            here = k.over(k.value(op("where", k.live, op("where", nothing, ONE, ZERO), ZERO), "nothing"), *names)
             zeros = self.zeros(here, op("mul", gate.linear, op("exp2", self.floor(gate.log))), names)
         found = Gates(parts, along, zeros)
         self.made["gates", gate, along] = found

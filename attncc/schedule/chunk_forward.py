@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
 from attncc.expr.build import conj, ivar, op
-from attncc.expr.nodes import Const, Var, walk
-from attncc.ir.nodes import Contract, Reduce
+from attncc.expr.nodes import Const, Expr, Var
 from attncc.schedule.chunk import Forward, Problem
+from attncc.schedule.chunk_values import WHOLE
 from attncc.schedule.given import last_of
 from attncc.schedule.prune import prune
 from attncc.tile import nodes as t
@@ -13,16 +17,46 @@ from attncc.tile import nodes as t
 B, H, M, N = (ivar(x) for x in "BHMN")
 
 
-def columns_of(p: Problem) -> int:
-    """How many channels e a program owns; 0 for all of them, where they meet or are few."""
-    sums = [n for body in p.form.bodies for n in walk(body) if isinstance(n, Contract | Reduce)]
-    bound = {n.axis.name for n in sums if isinstance(n, Contract)}
-    bound |= {x.index.name for n in sums if isinstance(n, Reduce) for x in n.binders}
-    bound |= {r.axis.name for r in p.form.reads if r.axis is not None}
+BLOCK = 64
+"""Channels of a state that a program owns, where they are more."""
+
+
+def meets(kernel: t.Kernel) -> set[str]:
+    """The axes along which elements of a kernel's tiles meet."""
+    found: set[str] = set()
+
+    def go(body: tuple[t.Stmt, ...]) -> None:
+        for s in body:
+            match s:
+                case t.Let(_, _, t.Dot(_, _, axis)) | t.Let(_, _, t.Reduce(_, _, axis) | t.Scan(_, _, axis)):
+                    found.add(axis)
+                case t.For(body=inner):
+                    go(inner)
+                case _:
+                    pass
+
+    go(kernel.body)
+    return found
+
+
+def blocks(p: Problem, make: Callable[[Mapping[str, int]], t.Kernel]) -> t.Kernel:
+    """The kernel, with programs for a part of the channels each where no part needs another."""
+    whole = make(WHOLE)
+    if p.variant.target == "torch":
+        return whole
+    sizes = {"d": p.variant.D, "e": p.variant.E}
+    apart = {n: BLOCK for n, size in sizes.items() if size > BLOCK and n not in meets(whole)}
     keys = {s.key.name for s in p.form.states if s.key is not None}
-    if p.variant.target == "torch" or p.variant.E <= 64 or "e" in bound | keys:
-        return 0
-    return 64
+    if keys & {s.value.name for s in p.form.states if s.value is not None}:
+        return whole
+    return make(apart) if apart else whole
+
+
+def grid_of(columns: Mapping[str, int], p: Problem) -> tuple[t.GridAxis, ...]:
+    """Programs for every head, and for every part of the channels."""
+    sizes = {"d": p.variant.D, "e": p.variant.E}
+    parts = (t.GridAxis(f"{n}0", Const(sizes[n], "int"), "tile", columns[n], n) for n in columns)
+    return (*parts, t.GridAxis("h", H, "batch"), t.GridAxis("b", B, "batch"))
 
 
 def last_tensors(p: Problem, real: t.Dtype) -> tuple[t.Tensor, ...]:
@@ -42,43 +76,80 @@ def store_last(f: Forward, states: tuple[Var, ...]) -> None:
     k = f.k
     for s, v in f.plain(states):
         names = k.b.type_of(v.name).names()
-        guard = conj(*(k.inside[n] for n in names))
-        if k.columns and "e" not in names:
-            guard = conj(op("eq", ivar("e0"), 0), guard)
+        guard = conj(*(k.inside[n] for n in names), *first_of_all(f, names))
         place = tuple(k.value(x, "at") for x in s.axes.place)
         value = v if place else k.sum(s.name, v, names[0])  # a number is held over an axis of one element
         k.store(last_of(s.name), (ivar("b"), ivar("h"), *place), value, guard, k.real)
 
 
+def first_of_all(f: Forward, names: tuple[str, ...]) -> list[Expr]:
+    """That the program is the first of those that share a value over `names`."""
+    return [op("eq", ivar(f"{n}0"), 0) for n in f.k.blocks if n not in names]
+
+
 def forward_kernel(p: Problem) -> t.Kernel:
     """out, chunk by chunk."""
-    columns = columns_of(p)
+    return blocks(p, lambda columns: _forward_kernel(p, columns))
+
+
+def _forward_kernel(p: Problem, columns: Mapping[str, int]) -> t.Kernel:
     f = Forward(p, tuple(last_of(s.name) for s in p.form.states), columns)
     k, b = f.k, f.k.b
     states = f.initial()
     with b.inner() as scope:
-        carried, names = [], []
-        for s, v in zip(p.form.states, states, strict=True):
-            c, name = b.carry(s.name, v, scope.depth)
-            carried.append(c)
-            names.append(name)
+        carried, names = carries(f, states, scope.depth)
         index = b.loop_index("chunk")
         k.tokens(b.value(op("mul", index, f.count), "first"), f.count)
-        new, out = f.chunk(tuple(names))
+        new, out = f.chunk(names)
         guard = conj(op("le", 0, k.row), op("lt", k.row, M), k.live, k.inside["e"])
         k.store("out", (ivar("b"), ivar("h"), k.row, b.bindings[ivar("e")]), out, guard, p.variant.dtype)
         b.add(t.Yield(tuple(v.name for v in new)))
-    chunks = t.Count(Const(0, "int"), op("floordiv", op("add", N, f.count - 1), f.count))
     note = "one chunk after another"
-    b.add(t.For(index.name, chunks, tuple(carried), tuple(scope.statements), order="asc", stages=1, note=note))
-    left = b.leave(tuple(carried))
+    chunks = t.Count(Const(0, "int"), chunk_count(f))
+    b.add(t.For(index.name, chunks, carried, tuple(scope.statements), order="asc", note=note))
+    left = b.leave(carried)
     if p.variant.last:
         store_last(f, left)
-    grid: tuple[t.GridAxis, ...] = (t.GridAxis("h", H, "batch"), t.GridAxis("b", B, "batch"))
+    return walk_kernel("forward_kernel", f, columns)
+
+
+def carries(f: Forward, states: tuple[Var, ...], depth: int) -> tuple[tuple[t.Carry, ...], tuple[Var, ...]]:
+    """The states as what a loop carries."""
+    found = [f.k.b.carry(s.name, v, depth) for s, v in zip(f.p.form.states, states, strict=True)]
+    return tuple(c for c, _ in found), tuple(v for _, v in found)
+
+
+def chunk_count(f: Forward) -> Expr:
+    """How many chunks there are."""
+    return op("floordiv", op("add", N, f.count - 1), f.count)
+
+
+ROOM = {80: 99 * 1024, 90: 227 * 1024}
+"""Bytes of shared memory that a program may have; what is compiled for sm_80 also runs on sm_86 and sm_89."""
+_BYTES: dict[str, int] = {"f16": 2, "bf16": 2, "f32": 4, "f64": 8}
+
+
+def walk_kernel(name: str, f: Forward, columns: Mapping[str, int]) -> t.Kernel:
+    """A kernel whose programs walk the chunks of a head."""
+    p = f.p
     scalars = ("B", "H", "G", "M", "N", *(c.name for c in p.spec.constants))
-    if columns:
-        grid = (t.GridAxis("e0", ivar("E"), "tile", columns, "e"), *grid)
-        scalars = (*scalars, "E")
-    warps = 8 if p.variant.D * (columns or p.variant.E) >= 8192 else 4
-    body = tuple(b.scope.statements)
-    return prune(t.Kernel("forward_kernel", grid, tuple(k.tensors), scalars, body, t.Config(warps, 1)))
+    axes = [[a.name for a in (s.key, s.value) if a is not None] for s in p.form.states]
+    large = max((math.prod(map(f.k.b.extent, names)) for names in axes), default=0)
+    body = tuple(f.k.b.scope.statements)
+    made = prune(t.Kernel(name, grid_of(columns, p), tuple(f.k.tensors), scalars, body))
+    return replace(made, config=t.Config(8 if large > 4096 else 4, stages(made, p)))
+
+
+def stages(kernel: t.Kernel, p: Problem) -> int:
+    """How many turns of a walk have their loads under way at once: as many as shared memory holds, three at most.
+
+    A turn takes the tiles that it loads. The products of a turn pass through as much as half of that, 24 KiB at least.
+    """
+    if p.variant.dtype not in ("f16", "bf16"):
+        return 1
+    loops = [s for s in kernel.body if isinstance(s, t.For)]
+    lets = [s for loop in loops for s in loop.body if isinstance(s, t.Let) and isinstance(s.op, t.Load)]
+    tiles = [s.type for s in lets if len(s.type.axes) == 2]
+    turn = sum(_BYTES.get(x.dtype, 4) * math.prod(a.extent for a in x.axes) for x in tiles)
+    room = ROOM[90 if p.variant.capability >= 90 else 80]
+    return next((n for n in (3, 2) if (n - 1) * turn + max(24 * 1024, turn // 2) <= room), 1)

@@ -11,6 +11,8 @@ from attncc.passes.mistakes import NotCompiled
 from attncc.schedule.chunk import Forward, Problem, problem
 from attncc.schedule.chunk_backward import chunks_kernel, collected, start_of, starts, states_kernel
 from attncc.schedule.chunk_forward import forward_kernel, last_tensors
+from attncc.schedule.chunk_parallel import adjoints_kernel, buffers, end_of, gradients_kernel
+from attncc.schedule.chunk_parallel import states_kernel as states_of_chunks
 from attncc.schedule.chunk_values import ROLES
 from attncc.schedule.given import last_of
 from attncc.schedule.heads import without_groups
@@ -37,14 +39,13 @@ def programs(spec: Spec, variant: Variant) -> Pair:
         *(t.Alloc(x) for x in last),
         t.Launch(kernel.name),
     )
-    columns = (t.Scalar("E", "int", Const(variant.E, "int")),) if "E" in kernel.scalars else ()
-    forward = t.Program(
-        "forward", inputs(p), (*scalars(p), *columns), (kernel,), steps, ("out", *(x.name for x in last))
-    )
+    forward = t.Program("forward", inputs(p), scalars(p), (kernel,), steps, ("out", *(x.name for x in last)))
     if variant.gradients and variant.last and any(s.scale for s in p.form.states):
         span = spec.recurrence.states[0].span if spec.recurrence is not None else None
         raise NotCompiled("gradients from the final state of writes of any size: not compiled yet", span)
-    backward = _backward(p) if variant.gradients else None
+    backward = None
+    if variant.gradients:
+        backward = _backward(p) if variant.target == "torch" else _parallel(p)
     if variant.grouped:
         return Pair(forward, backward)
     return Pair(without_groups(forward), None if backward is None else without_groups(backward))
@@ -66,9 +67,26 @@ def _backward(p: Problem) -> t.Program:
     return t.Program("backward", given, scalars(p), (states, chunks), tuple(steps), outputs)
 
 
+def _parallel(p: Problem) -> t.Program:
+    f, reserved = Forward(p), _reserved(p)
+    homes = {n: gradient(p, n) for n in p.variant.gradients}
+    states, (adjoints, early) = states_of_chunks(p, reserved), adjoints_kernel(p, reserved)
+    gradients, late = gradients_kernel(p, reserved, homes)
+    last = last_tensors(p, f.k.real)
+    given = (*inputs(p), tensor(p, "out"), tensor(p, "d_out"), *(replace(x, name=f"d_{x.name}") for x in last))
+    steps: list[t.Step] = [t.Alloc(x) for x in buffers(p, f)]
+    steps += [t.Launch(states.name), *(t.Alloc(s.buffer) for s in early), t.Launch(adjoints.name)]
+    steps += [*(t.Alloc(s.buffer) for s in late), t.Launch(gradients.name)]
+    for name in p.variant.gradients:
+        steps += collected(p, name, (*early, *late), homes[name], f.k.real)
+    outputs = tuple(f"d_{n}" for n in p.variant.gradients)
+    return t.Program("backward", given, scalars(p), (states, adjoints, gradients), tuple(steps), outputs)
+
+
 def _reserved(p: Problem) -> tuple[str, ...]:
     names = (*ROLES, "out", *(x.name for x in p.spec.params))
-    return (*(x for s in p.form.states for x in (start_of(s.name), f"d_{last_of(s.name)}")), *(f"d_{n}" for n in names))
+    kept = (x for s in p.form.states for x in (start_of(s.name), end_of(s.name), f"d_{last_of(s.name)}"))
+    return (*kept, *(f"d_{n}" for n in names))
 
 
 def gradient(p: Problem, name: str) -> t.Tensor:

@@ -6,9 +6,10 @@ Channel axes that are padded hold 0 in their padding wherever they are summed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from types import MappingProxyType
 
 from attncc.errors import InternalError
 from attncc.expr.build import TRUE, conj, op
@@ -22,16 +23,25 @@ from attncc.schedule.variant import Variant
 from attncc.tile import nodes as t
 
 ROLES = ("q", "k", "v")
+WHOLE: Mapping[str, int] = MappingProxyType({})
+"""Every program owns all channels."""
 
 
 class Chunk:
     """A kernel over chunks under construction."""
 
     def __init__(
-        self, spec: Spec, variant: Variant, extents: dict[str, int], reserved: tuple[str, ...], columns: int = 0
+        self,
+        spec: Spec,
+        variant: Variant,
+        extents: dict[str, int],
+        reserved: tuple[str, ...],
+        columns: Mapping[str, int] | int = WHOLE,
     ) -> None:
-        """With `columns` a program owns so many of the channels e, from `e0` on."""
-        self.spec, self.variant, self.columns = spec, variant, columns
+        """A program owns so many of the channels in `columns` (a number: of e), from `e0` or `d0` on."""
+        self.spec, self.variant = spec, variant
+        self.blocks = columns if isinstance(columns, Mapping) else {"e": columns} if columns else WHOLE
+        self.columns = self.blocks.get("e", 0)
         self.params: dict[str, Param] = {p.name: p for p in spec.params}
         self.real: t.Dtype = "f64" if variant.dtype == "f64" else "f32"
         self.b = Builder(self.real, ("i", "j", *extents), self._atom)
@@ -50,7 +60,7 @@ class Chunk:
             self.b.scalar(name, "int")
         for c in spec.constants:
             self.b.scalar(c.name, c.sort)
-        for name in ("h", "b", *(("e0", "E") if columns else ())):
+        for name in ("h", "b", *(f"{n}0" for n in self.blocks)):
             self.b.scalar(name, "int")
         head = op("floordiv", h, op("floordiv", H, G)) if variant.grouped else h
         self.b.bindings[g] = self.b.value(head, "g", "the kv head of this head")
@@ -64,13 +74,12 @@ class Chunk:
         """Declares a channel axis of `size`, padded where the printer wants powers of two."""
         extent = size if self.variant.target == "torch" else max(16, 1 << (size - 1).bit_length())
         base: Expr = Const(0, "int")
-        if name == "e" and self.columns:
-            extent, base = self.columns, Var("e0", "int")
+        if name in self.blocks:
+            extent, base = self.blocks[name], Var(f"{name}0", "int")
         axis = self.b.axis(name, extent)
         c = self.b.let(name, t.Type((axis,), "i32"), t.Iota(base), "channels")
         self.b.bindings[Var(name, "int")] = c
-        end: Expr = Var("E", "int") if name == "e" and self.columns else Const(size, "int")
-        self.inside[name] = op("lt", c, end) if size != extent else TRUE  # also where a program owns a part
+        self.inside[name] = op("lt", c, Const(size, "int")) if size % extent else TRUE
 
     def tokens(self, first: Expr, count: int) -> None:
         """The tokens of a chunk, in the current scope."""
@@ -80,7 +89,8 @@ class Chunk:
         self.b.bindings[i] = at
         self.at = {"i": at, "j": self.b.let("j", t.Type((t.Axis("j", count),), "i32"), t.Iota(first))}
         self.live = op("lt", at, N)
-        self.row = self.b.value(op("sub", at, self.shift), "r", "their query rows")
+        begin = self.b.value(op("sub", first, self.shift), "r0")
+        self.row = self.b.let("r", t.Type((axis,), "i32"), t.Iota(begin), "their query rows")
 
     def on_j(self, e: Expr, hint: str) -> Var:
         """`e` with its tokens on the axis j, behind its channels, from the loads on."""
@@ -122,6 +132,8 @@ class Chunk:
         guard = conj(*(self.inside[n] for n in names if n in self.inside))
         if rows:
             guard = conj(self.live, guard)
+        if isinstance(e, Load) and "i" in names and e not in self.b.bindings:
+            return self.value(e, hint)  # 0 where its guard fails
         return self.value(e if guard is TRUE else op("where", guard, e, 0.0), hint)
 
     def narrow(self, v: Var) -> Var:
@@ -130,9 +142,11 @@ class Chunk:
 
     def cast(self, v: Var, dtype: t.Dtype) -> Var:
         """`v` in another element type."""
-        type = self.b.type_of(v.name)
+        type, made = self.b.type_of(v.name), self.b.made.get(v.name)
         if type.dtype == dtype:
             return v
+        if isinstance(made, t.Cast) and self.b.type_of(made.value).dtype == dtype and type.dtype in ("f32", "f64"):
+            return Var(made.value, v.sort)  # back from a wider type
         return self.b.let(f"{v.name}_{dtype}", t.Type(type.axes, dtype), t.Cast(v.name), depth=self.b.depth(v))
 
     def over(self, v: Var, *names: str) -> Var:
@@ -144,7 +158,9 @@ class Chunk:
 
     def rename(self, v: Var) -> Var:
         """`v` with its tokens on the axis j."""
-        type = self.b.type_of(v.name)
+        type, made = self.b.type_of(v.name), self.b.made.get(v.name)
+        if isinstance(made, t.Cast) and self.b.type_of(made.value).dtype in ("f16", "bf16"):
+            return self.cast(self.rename(Var(made.value, v.sort)), type.dtype)
         axes = tuple(t.Axis("j", a.extent) if a.name == "i" else a for a in type.axes)
         return self.b.let(
             f"{v.name.split('_')[0]}_j", t.Type(axes, type.dtype), t.Rename(v.name), depth=self.b.depth(v)

@@ -129,6 +129,8 @@ def _env(origins: Origins, e: Expr) -> dict[Expr, Interval]:
         if not isinstance(node, Var) or node.sort != "int":
             continue
         match origins.of.get(node.name):
+            case t.GridAxis(_, Const(value=int(n)), "tile", tile) if n % tile == 0:
+                found[node] = Interval(0, n - tile)
             case t.GridAxis() | t.For(_, t.Ranges()):
                 found[node] = Interval(0)
             case t.For(_, t.Count(lo, hi)):

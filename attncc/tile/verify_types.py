@@ -259,7 +259,9 @@ def permuted_dots(c: Checked, kernel: t.Kernel) -> None:
             new = dict(zip(place.types[op.value].names(), type.names(), strict=True))
             lies[name] = tuple(new[n] for n in lies[op.value])
         elif isinstance(op, _KEEPS):
-            wide = [n for n in sorted(operands(op)) if n in lies and len(lies[n]) > 1 and set(lies[n]) == set(type.names())]
+            wide = [
+                n for n in sorted(operands(op)) if n in lies and len(lies[n]) > 1 and set(lies[n]) == set(type.names())
+            ]
             if wide:
                 lies[name] = lies[wide[0]]
 

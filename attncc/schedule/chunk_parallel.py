@@ -1,0 +1,183 @@
+"""The backward of decaying states in three kernels, of which the last has a program for every chunk.
+
+    states      the states at every chunk's start, chunk after chunk
+    adjoints    the gradients of the states behind every chunk, from the last chunk on, and of the first states
+    gradients   each chunk by itself, between the two: the gradients of everything that its tokens read
+
+What the first two kernels store is in the inputs' element type where that has 16 bits, as factors of products are: a
+state of one axis, which meets its gradient in no product, is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from attncc.expr.build import ivar, op
+from attncc.expr.nodes import Const, Expr, Var
+from attncc.ir.nodes import Load
+from attncc.passes.chunk_form import Held
+from attncc.schedule.adjoint import Adjoints
+from attncc.schedule.chunk import Forward, Problem
+from attncc.schedule.chunk_backward import B, Backward, H, N, Share, inside, place, start_of
+from attncc.schedule.chunk_forward import blocks, carries, chunk_count, first_of_all, walk_kernel
+from attncc.schedule.prune import prune
+from attncc.tile import nodes as t
+
+
+def end_of(s: str) -> str:
+    """The buffer of a state's gradient behind every chunk."""
+    return f"{s}_ends"
+
+
+def stored(p: Problem, s: Held, real: t.Dtype) -> t.Dtype:
+    """The element type that a state of every chunk is stored in."""
+    return p.variant.dtype if s.key is not None and s.value is not None else real
+
+
+def buffers(p: Problem, f: Forward) -> tuple[t.Tensor, ...]:
+    """What the first two kernels store."""
+    found = []
+    for s in p.form.states:
+        axes = [x.name for x in (s.key, s.value) if x is not None]
+        extents = tuple(Const(p.extents[a], "int") for a in axes)
+        for name in (start_of(s.name), end_of(s.name)):
+            shape = (B, H, chunk_count(f), *extents)
+            found.append(t.Tensor(name, ("b", "h", "c", *axes), shape, stored(p, s, f.k.real)))
+    return tuple(found)
+
+
+def keep(f: Forward, s: Held, tensor: str, v: Var, chunk: Expr) -> None:
+    """Stores a state of a chunk."""
+    at = place(f, v, chunk)
+    guard = inside(f, v, *first_of_all(f, f.k.b.type_of(v.name).names()))
+    f.k.store(tensor, at, v, guard, stored(f.p, s, f.k.real))
+
+
+def states_kernel(p: Problem, reserved: tuple[str, ...]) -> t.Kernel:
+    """The states at every chunk's start."""
+    return blocks(p, lambda columns: _states(p, Forward(p, reserved, columns), columns))
+
+
+def _states(p: Problem, f: Forward, columns: Mapping[str, int]) -> t.Kernel:
+    k, b = f.k, f.k.b
+    states = f.initial()
+    with b.inner() as scope:
+        carried, names = carries(f, states, scope.depth)
+        index = b.loop_index("chunk")
+        k.tokens(b.value(op("mul", index, f.count), "first"), f.count)
+        for s, v in zip(p.form.states, names, strict=True):
+            keep(f, s, start_of(s.name), v, index)
+        new, _ = f.chunk(names)
+        b.add(t.Yield(tuple(v.name for v in new)))
+    chunks = t.Count(Const(0, "int"), chunk_count(f))
+    b.add(t.For(index.name, chunks, carried, tuple(scope.statements), order="asc", note="one chunk after another"))
+    return walk_kernel("states_kernel", f, columns)
+
+
+def adjoints_kernel(p: Problem, reserved: tuple[str, ...]) -> tuple[t.Kernel, tuple[Share, ...]]:
+    """The gradients of the states behind every chunk; the shares of what the first states read."""
+    made: list[_Adjoint] = []
+
+    def make(columns: Mapping[str, int]) -> t.Kernel:
+        made.append(_Adjoint(p, Forward(p, reserved, columns)))
+        return made[-1].kernel(columns)
+
+    found = blocks(p, make)
+    return found, tuple(made[-1].shares)
+
+
+class _Chunks(Backward):
+    """Kernels that read the states of a chunk."""
+
+    def __init__(self, p: Problem, f: Forward) -> None:
+        super().__init__(p, f)
+        self.loaded: list[str] = []
+        """The states as they are stored."""
+
+    def within(self, *, states: bool, reads: bool) -> Adjoints:
+        """The adjoints of all statements so far: of the states, or of what is read."""
+        loads = {n for n, (e, _) in self.k.sources.items() if e.tensor in self.wanted and e.sort == "real"}
+        wanted = (set(self.loaded) if states else set()) | (loads if reads else set())
+        return Adjoints(self.k, list(self.k.b.scope.statements), frozenset(wanted))
+
+    def read(self, tensor: str, s: Held, like: Var, chunk: Expr) -> Var:
+        """A state that is stored for a chunk."""
+        k = self.k
+        k.tensors[tensor] = None
+        type = replace(k.b.type_of(like.name), dtype=stored(self.p, s, k.real))
+        nothing = -1e30 if s.scale_of else 0  # in the padding; of an exponent the largest is asked for
+        load = t.Load(tensor, place(self.f, like, chunk), k.b.lower(inside(self.f, like)), nothing)
+        found = k.b.let(s.name, type, load)
+        self.loaded.append(found.name)
+        return k.cast(found, k.real)
+
+
+class _Adjoint(_Chunks):
+    def kernel(self, columns: Mapping[str, int]) -> t.Kernel:
+        k, b, f, held = self.k, self.k.b, self.f, self.p.form.states
+        self.tag = "first_"
+        initial = f.initial()
+        behind = tuple(self.behind(s, v) for s, v in zip(held, initial, strict=True))
+        with b.inner() as scope:
+            carried, after = carries(f, behind, scope.depth)
+            index = b.loop_index("turn")
+            chunk = b.value(op("sub", op("sub", chunk_count(f), 1), index), "chunk")
+            k.tokens(b.value(op("mul", chunk, f.count), "first"), f.count)
+            for s, v in zip(held, after, strict=True):
+                keep(f, s, end_of(s.name), v, chunk)
+            states = tuple(self.read(start_of(s.name), s, v, chunk) for s, v in zip(held, initial, strict=True))
+            new, out = f.chunk(states)
+            self.adjoints([], set())
+            within = self.within(states=True, reads=False)
+            self.seed(within, new, after, out)
+            within.run()
+            before = tuple(within.of.get(n) or self.zero(v) for n, v in zip(self.loaded, initial, strict=True))
+            b.add(t.Yield(tuple(v.name for v in before)))
+        chunks = t.Count(Const(0, "int"), chunk_count(f))
+        note = "one chunk after another, from the last"
+        b.add(t.For(index.name, chunks, carried, tuple(scope.statements), order="asc", note=note))
+        left = b.leave(carried)
+        self.finish(initial, left, ())
+        return walk_kernel("adjoints_kernel", f, columns)
+
+
+class _Gradients(_Chunks):
+    def __init__(self, p: Problem, f: Forward, homes: Mapping[str, t.Tensor]) -> None:
+        super().__init__(p, f)
+        self.homes = homes
+
+    def home(self, load: Load) -> t.Tensor | None:
+        """The gradient itself, for the only share in it, which has its axes."""
+        natural = (ivar("b"), load.index[1], ivar("i"), *load.index[3:])
+        heads = (ivar("h"), ivar("g"))
+        plain = len(load.index) in (3, 4) and load.index == natural and load.index[1] in heads
+        plain = plain and all(isinstance(x, Var) and x.name in self.p.extents for x in load.index[3:])
+        return self.homes.get(load.tensor) if plain and self.count[load.tensor] == 1 else None
+
+    def kernel(self) -> t.Kernel:
+        k, f, held = self.k, self.f, self.p.form.states
+        first = k.b.position("first")
+        self.each = k.b.value(op("floordiv", first, f.count), "chunk")
+        likes = f.initial()
+        k.tokens(first, f.count)
+        states = tuple(self.read(start_of(s.name), s, v, self.each) for s, v in zip(held, likes, strict=True))
+        after = tuple(self.read(end_of(s.name), s, v, self.each) for s, v in zip(held, likes, strict=True))
+        new, out = f.chunk(states)
+        within = self.within(states=False, reads=True)
+        self.seed(within, new, after, out)
+        within.run()
+        self.store(within)
+        grid = (t.GridAxis("first", N, "tile", f.count, "i"), t.GridAxis("h", H, "batch"), t.GridAxis("b", B, "batch"))
+        scalars = ("B", "H", "G", "M", "N", *(c.name for c in self.p.spec.constants))
+        warps = 8 if f.count * max(self.p.variant.D, self.p.variant.E) > 4096 else 4
+        body = tuple(k.b.scope.statements)
+        return prune(t.Kernel("gradients_kernel", grid, tuple(k.tensors), scalars, body, t.Config(warps, 1)))
+
+
+def gradients_kernel(
+    p: Problem, reserved: tuple[str, ...], homes: Mapping[str, t.Tensor]
+) -> tuple[t.Kernel, tuple[Share, ...]]:
+    """The gradients of what the tokens read, chunk by chunk; `homes` are the results that may be written at once."""
+    found = _Gradients(p, Forward(p, reserved), homes)
+    return found.kernel(), tuple(found.shares)
