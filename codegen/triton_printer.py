@@ -110,11 +110,7 @@ def _grid(w: Writer, grid: Iterable[GridAxis]) -> None:
     w.line("rest = tl.program_id(0)")
     for n, axis in enumerate(axes):
         name = python_name(axis.name)
-<<<<<<< HEAD
-        count = python_name(getattr(axis.extent, "name", "")) or str(getattr(axis.extent, "value", 1))
-=======
         count = _count(axis.extent)
->>>>>>> 46691b9160dde19e5f92ed59a5b890436ec62165
         last = n == len(axes) - 1
         if axis.tile > 1 or axis.role == "tile":
             w.line(f"tiles = tl.cdiv({count}, {axis.tile})")
