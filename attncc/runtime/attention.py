@@ -171,7 +171,7 @@ class Attention:
         face = self._family.face
         tensors, sizes = check_call(face, self.constants, q, k, v, captured)
         first: tuple[str, ...] = ()
-        if state or last != "none":
+        if last != "none" or not isinstance(state, Mapping) or state:
             first = check_states(face, self.constants, sizes, q, state)
             tensors = (*tensors, *(state[n] for n in first))
         if last == "over":

@@ -118,9 +118,11 @@ def _rows(p: Problem) -> int:
 class Walk:
     """The statements of a token, shared by the kernels that need them."""
 
-    def __init__(self, p: Problem, reserved: tuple[str, ...] = (), columns: int = 0) -> None:
+    def __init__(
+        self, p: Problem, reserved: tuple[str, ...] = (), columns: int = 0, *, backwards: bool = False
+    ) -> None:
         self.p = p
-        self.k = Token(p.spec, p.variant, p.extents, reserved, columns)
+        self.k = Token(p.spec, p.variant, p.extents, reserved, columns, backwards)
         self.out: Var | None = None
         r = p.recurrence
         for s in r.states:

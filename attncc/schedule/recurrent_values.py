@@ -33,9 +33,17 @@ class Token(Chunk):
     """A kernel over tokens under construction. `now` are the states and the kept values as they are at this place."""
 
     def __init__(
-        self, spec: Spec, variant: Variant, extents: dict[str, int], reserved: tuple[str, ...], columns: int = 0
+        self,
+        spec: Spec,
+        variant: Variant,
+        extents: dict[str, int],
+        reserved: tuple[str, ...],
+        columns: int = 0,
+        backwards: bool = False,
     ) -> None:
+        """With `backwards` exponentials are passed backwards: what they make 0 has a derivative of 0, too."""
         self.sizes = extents
+        self.backwards = backwards
         super().__init__(spec, variant, extents, reserved, columns)
         self.now: dict[str, Var] = {}
         self.homes: dict[str, tuple[Var, ...]] = {}
@@ -90,6 +98,9 @@ class Token(Chunk):
                 case Load(name, index) if name in self.arrays:
                     vars, body = self.arrays[name]
                     return substitute(body, dict(zip(vars, index, strict=True)))
+                case Op("exp", (x,)) if self.backwards and not isinstance(x, Const):
+                    lowest = -760.0 if self.real == "f64" else -110.0
+                    return op("exp", op("where", op("lt", x, lowest), lowest, x))
                 case Var("D" | "E" as name):
                     return Const(self.variant.D if name == "D" else self.variant.E, "int")
                 case Op(_, args, sort) if sort != "bool" and all(isinstance(a, Const) for a in args):
