@@ -98,7 +98,7 @@ class Token(Chunk):
                 case Load(name, index) if name in self.arrays:
                     vars, body = self.arrays[name]
                     return substitute(body, dict(zip(vars, index, strict=True)))
-                case Op("exp", (x,)) if self.backwards and not isinstance(x, Const):
+                case Op("exp", (x,)) if self.backwards and x is not S and not isinstance(x, Const):
                     lowest = -760.0 if self.real == "f64" else -110.0
                     return op("exp", op("where", op("lt", x, lowest), lowest, x))
                 case Var("D" | "E" as name):
