@@ -23,7 +23,10 @@ from attncc.runtime.warmup import full_sizes
 
 ROOT = Path(__file__).parents[2]
 FILES = [
-    *(f"examples/recurrent/{n}.attn" for n in ("lightning", "simple_gla", "mamba2", "gla", "rwkv6", "linear_transformer")),
+    *(
+        f"examples/recurrent/{n}.attn"
+        for n in ("lightning", "simple_gla", "mamba2", "gla", "rwkv6", "linear_transformer")
+    ),
     *(f"tests/specs/corpus/recurrences/{n}.attn" for n in ("gated_delta", "rwkv7", "delta_product")),
 ]
 HEADS = 16
