@@ -224,9 +224,10 @@ class _Host:
             wide = dtype(out)
         else:
             self.w.line(f"{name} = torch.zeros({shape(out)}, dtype={wide}, device=device)")
+        tables = (f"torch.tensor({x}, device=device)" if x.isdigit() else x for x in index_tables(index, extents))
         self.w.call(
             f"{name}.index_put_",
-            [f"({', '.join(index_tables(index, extents))},)", f"{python_name(source)}.to({wide})", "accumulate=True"],
+            [f"({', '.join(tables)},)", f"{python_name(source)}.to({wide})", "accumulate=True"],
         )
         if dtype(out) != wide:
             self.w.line(f"{name} = {name}.to({dtype(out)})")
