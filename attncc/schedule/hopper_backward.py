@@ -29,7 +29,7 @@ from attncc.schedule.hopper_config import HopperBackward
 from attncc.schedule.partitions import Ring, ring
 from attncc.schedule.ranges import Cut, Rows, visits
 from attncc.schedule.separate import separate
-from attncc.schedule.steps import demand
+from attncc.schedule.steps import reads_at_rows
 from attncc.schedule.stream import ZERO, G, Guards, H, M, N, Problem, b, g, h
 from attncc.schedule.stream_backward import Scores, key_grid, pair_scores, product_gradient, scaled, score_gradient
 from attncc.tile import nodes as t
@@ -325,7 +325,7 @@ class _Keys:
         """The rows of a turn."""
         k = self.k
         k.rows(i0, self.plan.rows)
-        guarded = masked or demand(self.p).reads_rows
+        guarded = masked or reads_at_rows(self.p)
         k.guards = Guards(op("lt", k.row, M) if guarded else Guards().row, self.own)
 
     def _allowed(self, masked: bool) -> Expr | None:

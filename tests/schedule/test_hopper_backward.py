@@ -121,21 +121,23 @@ def test_captured_gradients_match_the_plain_program(name: str, shape: tuple[int,
             assert _distance(here[f"d_{p.name}"], plain[f"d_{p.name}"]) < 2e-3
 
 
-HEATED = """attention heated(heat: real[h, m]):
-    score = heat[h, i] * (q @ k) / sqrt(D)
-    mask  = j <= i
-    out   = softmax(score) @ v
-"""
+BY_ROW = {
+    "heat[h, i] * (q @ k) / sqrt(D)": "heat: real[h, m]",
+    "q @ k / sqrt(D) + heat[h, i, j]": "heat: real[h, m, n]",
+}
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 2, 270, 300, 64, 64), (1, 4, 2, 130, 100, 128, 128)], ids=str)
-def test_reads_by_row_end_where_the_rows_do(shape: tuple[int, ...]) -> None:
-    case = Case(HEATED, shape)
+@pytest.mark.parametrize("score", BY_ROW)
+def test_reads_by_row_end_where_the_rows_do(score: str, shape: tuple[int, ...]) -> None:
+    text = (
+        f"attention heated({BY_ROW[score]}):\n    score = {score}\n    mask  = j <= i\n    out   = softmax(score) @ v\n"
+    )
+    case = Case(text, shape)
     program = case.backward()
     assert is_partitioned(program)
     case.check(program)
-    found = case.run(program)["d_heat"]
-    assert _distance(found, case.wanted["heat"]) < 8e-3
+    assert _distance(case.run(program)["d_heat"], case.wanted["heat"]) < 8e-3
 
 
 PLANS = {
