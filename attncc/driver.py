@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from attncc.diagnostics import Source
+from attncc.errors import SpecError
 from attncc.ir.nodes import Spec
 from attncc.passes import PIPELINE, Unit, initial
 from attncc.passes.mistakes import NotCompiled
@@ -78,6 +79,16 @@ def _of_states(spec: Spec, variant: Variant) -> Pair:
     if pair.backward is not None:
         verify(pair.backward, permuted=variant.target == "torch")
     return pair
+
+
+def scaled(spec: Spec) -> bool:
+    """Whether chunks carry a state of `spec` scaled: it, or what is written to it, may be larger than its type."""
+    from attncc.passes.chunked import chunked
+
+    try:
+        return any(s.scale for s in chunked(spec, 64, 64).states)
+    except SpecError:
+        return False
 
 
 def source(pair: Pair, variant: Variant, title: str, *, triton: tuple[int, int] = (3, 6)) -> str:

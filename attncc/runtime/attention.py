@@ -221,7 +221,8 @@ class Attention:
         """Of a state program, the first form that compiles; only one token after another writes over states."""
         if not self._family.face.states:
             return self._family.half(variant, "forward", place)
-        tried = forms("recurrent" if variant.in_place else self._form, tokens, variant.target)
+        form = "recurrent" if variant.in_place else self._form
+        tried = forms(form, tokens, variant.target, self._family.face.scaled)
         made = lambda form: self._family.half(dataclasses.replace(variant, form=form), "forward", place)  # noqa: E731
         return first_compiled(tried, made)
 

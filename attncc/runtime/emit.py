@@ -11,6 +11,7 @@ from attncc.runtime.emit_arrivals import section
 from attncc.runtime.family import Family, orders
 from attncc.runtime.interface import Number
 from attncc.runtime.kernels import compile_all
+from attncc.runtime.printing import programs
 from attncc.runtime.text import execute
 from attncc.schedule.variant import Variant
 from attncc.tile.dialect import any_partitioned
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 def emit_python(family: Family, variant: Variant, constants: Mapping[str, Number]) -> str:
     """The text of a module that needs torch (and Triton, where that is the target) and nothing of attncc."""
-    pair = family.programs(variant)
+    pair, variant = programs(family, variant)
     parts = [_spec_comment(family.text), family.source(pair, variant).rstrip("\n")]
     tail = _Tail(family, variant, constants, pair.forward, pair.backward)
     if any_partitioned(pair.forward, pair.backward):
@@ -34,7 +35,7 @@ def emit_python(family: Family, variant: Variant, constants: Mapping[str, Number
 
 def emit_ptx(family: Family, variant: Variant, capability: int) -> dict[str, str]:
     """The PTX of every kernel by name; needs Triton and no GPU."""
-    pair = family.programs(variant)
+    pair, variant = programs(family, variant)
     functions = execute(family.source(pair, variant), f"{family.face.name} ptx")
     wanted = [o for p in (pair.forward, pair.backward) if p is not None for o in orders(p)]
     return {b.name: b.ptx for b in compile_all(functions, wanted, capability)}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class Interface:
     """The fields of every attncc.runtime.reads.Read that a call must be checked for."""
     states: tuple[Captured, ...] = ()
     """Of a state program: its states over b, h and their axes."""
+    scaled: bool = False
+    """Some states may be too large for their type on the way, and chunks carry them scaled."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -87,9 +90,11 @@ def interface_of(spec: Spec) -> Interface:
     over = (Extent("b", "B"), Extent("h", "H"))
     held = spec.recurrence.states if spec.recurrence is not None else ()
     states = tuple(Captured(s.name, "real", (*over, *_extents(s.axes))) for s in held)
-    has_lse = len(ratios) == 1 and not states
+    lse = len(ratios) == 1 and not states
+    reads = tuple(fields(r) for r in reads_of(spec))
+    scaled = bool(states) and import_module("attncc.driver").scaled(spec)
     constants = tuple(Constant(c.name, c.value, c.sort) for c in spec.constants)
-    return Interface(spec.name, constants, params, has_lse, tuple(fields(r) for r in reads_of(spec)), states)
+    return Interface(spec.name, constants, params, lse, reads, states, scaled)
 
 
 def _extents(axes: tuple[Axis, ...]) -> tuple[Extent, ...]:
@@ -157,6 +162,7 @@ def to_data(face: Interface) -> dict[str, Any]:
         "lse": face.lse,
         "reads": face.reads,
         "states": [_to_data(s) for s in face.states],
+        "scaled": face.scaled,
     }
 
 
@@ -164,7 +170,7 @@ def from_data(data: dict[str, Any]) -> Interface:
     """The inverse of `to_data`, of what JSON made of it."""
     params, states = (tuple(_from_data(*x) for x in data[part]) for part in ("params", "states"))
     constants = tuple(Constant(*c) for c in data["constants"])
-    return Interface(data["name"], constants, params, data["lse"], _tuples(data["reads"]), states)
+    return Interface(data["name"], constants, params, data["lse"], _tuples(data["reads"]), states, data["scaled"])
 
 
 def _to_data(c: Captured) -> list[Any]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from attncc.runtime.family import Family, Half, Which
 from attncc.runtime.interface import Interface, Number
-from attncc.schedule.variant import Layout, Target, Variant
+from attncc.runtime.states import first_compiled
+from attncc.schedule.variant import Form, Layout, Target, Variant
 from attncc.tile.nodes import Dtype
 
 
@@ -42,7 +44,19 @@ def usual_source(family: Family, which: Which, backend: str) -> str:
     variant = usual_variant(family.face, "gluon" if split else "triton" if gpu else "torch")
     if which == "forward":
         variant = dataclasses.replace(variant, gradients=())
-    return family.source(family.programs(variant), variant)
+    return family.source(*programs(family, variant))
+
+
+def programs(family: Family, variant: Variant) -> tuple[Any, Variant]:
+    """The programs of a variant, and the variant: of a state program in the first form that compiles."""
+    if not family.face.states:
+        return family.programs(variant), variant
+
+    def made(form: Form) -> tuple[Any, Variant]:
+        chosen = dataclasses.replace(variant, form=form)
+        return family.programs(chosen), chosen
+
+    return first_compiled(("chunk", "recurrent"), made)
 
 
 def report(family: Family, constants: Mapping[str, Number]) -> str:
@@ -51,16 +65,18 @@ def report(family: Family, constants: Mapping[str, Number]) -> str:
     lines = [f"attention {face.name}"]
     lines += [f"  constant {name} = {value!r}" for name, value in constants.items()]
     lines += [f"  tensor   {p.name}: {p}" for p in face.params]
+    lines += [f"  state    {s.name}: {s}" for s in face.states]
     lines.append(f"  lse      {'yes' if face.lse else 'no'}")
     for half in family.halves:
-        lines += _half_lines(half)
+        lines += _half_lines(half, bool(face.states))
     return "\n".join(lines)
 
 
-def _half_lines(half: Half) -> list[str]:
+def _half_lines(half: Half, states: bool) -> list[str]:
     v = half.variant
     flow = f"{', '.join(half.inputs)} -> {', '.join(half.outputs)}"
-    lines = [f"  {half.which:<8} {tier(half)} {v.dtype} D={v.D} E={v.E}: {flow}"]
+    walk = {"chunk": ", in chunks", "recurrent": ", token by token"}[v.form] if states else ""
+    lines = [f"  {half.which:<8} {tier(half)} {v.dtype} D={v.D} E={v.E}{walk}: {flow}"]
     if v.target == "gluon" and not half.partitioned:
         lines.append(f"    not partitioned: {half.reason}")
     for kernel in half.kernels:

@@ -23,15 +23,15 @@ REFUSED = ("E450", "E452")
 """The codes of what a form can't do: others may."""
 
 
-def forms(chosen: str, tokens: int, target: Target) -> tuple[Form, ...]:
-    """The forms that may run a call, the first that compiles is taken."""
+def forms(chosen: str, tokens: int, target: Target, scaled: bool) -> tuple[Form, ...]:
+    """The forms that may run a call, the first that compiles is taken: chunks where states are `scaled`."""
     match chosen:
         case "chunk":
             return ("chunk",)
         case "recurrent":
             return ("recurrent",)
         case _:
-            return ("recurrent", "chunk") if tokens <= FEW[target] else ("chunk", "recurrent")
+            return ("recurrent", "chunk") if tokens <= FEW[target] and not scaled else ("chunk", "recurrent")
 
 
 def first_compiled(tried: tuple[Form, ...], make: Callable[[Form], T]) -> T:

@@ -56,8 +56,15 @@ def test_a_change_outside_every_class(tmp_path: Path, command: str) -> None:
     assert attncc("fmt", "--check", file).exit_code == 0
 
 
-@pytest.mark.parametrize("words", [("run", "--shape", "B=1,H=2,N=8,D=8"), ("dump", "--after", "tile")])
-def test_what_is_not_compiled_says_so(words: tuple[str, ...]) -> None:
-    done = attncc(words[0], CORPUS / "rwkv7.attn", *words[1:])
+def test_what_has_no_chunks_runs_token_by_token(tmp_path: Path) -> None:
+    done = attncc("run", CORPUS / "rwkv7.attn", "--shape", "B=1,H=2,N=8,D=8")
+    assert done.exit_code == 0, done.output
+    out = tmp_path / "printed.py"
+    assert attncc("emit", CORPUS / "rwkv7.attn", "-o", out, "--target", "torch").exit_code == 0
+    assert "one token after another" in out.read_text()
+
+
+def test_what_is_not_compiled_says_so() -> None:
+    done = attncc("dump", CORPUS / "rwkv7.attn", "--after", "tile")
     assert done.exit_code == 1
     assert "rwkv7.attn:3:5: error[E450]: a change of the class key-channel diagonal, plus rank one" in done.output
