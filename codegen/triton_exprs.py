@@ -26,6 +26,8 @@ TRITON: Mapping[str, Form] = {
     "elu": Form("tl.where({0} > 0, {0}, _expm1(tl.minimum({0}, 0.0)))", 11, (SUM,)),
     "softplus": Form("tl.maximum({0}, 0.0) + _log1p(tl.exp(-tl.abs({0})))", SUM, (SUM,)),
     "silu": Form("{0} * tl.sigmoid({0})", PRODUCT, (11,)),
+    "floordiv": Form("_floordiv({}, {})"),
+    "mod": Form("_mod({}, {})"),
 }
 
 FAST_TANH = '''\
@@ -51,6 +53,18 @@ def _tanh(x):
 def _larger(a, b):
     return tl.maximum(a, b)
 """,
+    "mod": '''\
+@triton.jit
+def _mod(a, b):
+    """The remainder with the sign of the divisor."""
+    rest = a % b
+    return tl.where((rest != 0) & ((rest < 0) != (b < 0)), rest + b, rest)
+''',
+    "floordiv": """\
+@triton.jit
+def _floordiv(a, b):
+    return (a - _mod(a, b)) // b
+""",
     "expm1": '''\
 @triton.jit
 def _expm1(x):
@@ -75,6 +89,10 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "log1p": ("log1p",),
     "softplus": ("log1p",),
 }
+
+
+DIVIDES: Mapping[str, tuple[str, ...]] = {"floordiv": ("mod", "floordiv"), "mod": ("mod",)}
+"""What divisions call that neither a shift nor the machine's own, which rounds to zero, can do."""
 
 
 class TritonSpeller(Speller):

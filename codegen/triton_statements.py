@@ -9,7 +9,7 @@ from typing import assert_never
 from attncc.codegen.gluon_exprs import Text, literal
 from attncc.codegen.scalars import CALL, PRODUCT, SUM, python_name
 from attncc.codegen.signature import strides, tensors
-from attncc.codegen.triton_exprs import TritonSpeller, helpers_of
+from attncc.codegen.triton_exprs import DIVIDES, TritonSpeller, helpers_of
 from attncc.codegen.writer import Writer
 from attncc.errors import InternalError
 from attncc.expr.build import TRUE, conj, op
@@ -69,7 +69,9 @@ class KernelBody:
             own = self.types.get(v.name)
             return Text(python_name(v.name), CALL, own.names() if own is not None else ())
 
-        return TritonSpeller(axes, leaf, self.known).spell(e)
+        found = TritonSpeller(axes, leaf, self.known).spell(e)
+        self.helpers |= {h for name in ("floordiv", "mod") if f"_{name}(" in found.text for h in DIVIDES[name]}
+        return found
 
     def scalar(self, e: Expr, place: int = 0) -> str:
         return self.text(e).at(place)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import ast
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from attncc.codegen.triton_printer import print_module
 from attncc.driver import programs
+from attncc.grammar import parse
+from attncc.reference import evaluate
 from attncc.schedule.variant import Layout, Variant
 from attncc.tile.nodes import Dtype
+from tests.codegen.interpreted import run
 from tests.support.specs import SPECS
 
 KINDS: dict[str, Dtype] = {"real": "f32", "int": "i64", "bool": "bool"}
@@ -72,3 +78,24 @@ def test_tiles_inside_the_mask_have_no_predicate() -> None:
     partial, full = (ast.unparse(n) for n in loops)
     assert "tl.where" in partial and "mask=" in partial
     assert "tl.where" not in full and "mask=(tl.arange(0, 64) < N" not in full
+
+
+DIVIDED = """attention divided(block = 7):
+    score = q @ k / sqrt(D)
+    mask  = (i - 3 * j) % block <= 2 and (j - 9) // block <= 5
+    out   = softmax(score) @ v
+"""
+
+
+@pytest.mark.parametrize("block", [7, -5])
+def test_divisions_round_down_whatever_the_signs(block: int, tmp_path: Path) -> None:
+    spec = parse(DIVIDED)
+    pair = programs(spec, Variant("triton", 16, 16, "f32"))
+    text = print_module(pair.forward, None, "divided", portable=True)
+    assert "def _mod(a, b):" in text and "def _floordiv(a, b):" in text
+    torch.manual_seed(0)
+    tensors = {n: torch.randn(1, 2, 40, 16) for n in "qkv"}
+    out, _ = run(text, "forward", {n: t.numpy() for n, t in tensors.items()}, {"block": block}, tmp_path)
+    wanted = evaluate(spec, {n: t.double() for n, t in tensors.items()}, {"block": block}).out
+    np.testing.assert_allclose(out, wanted.numpy(), rtol=0, atol=3e-6)
+    assert "_mod" not in module("causal", "bf16")
