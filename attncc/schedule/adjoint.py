@@ -27,7 +27,7 @@ class Adjoints:
         self.of: dict[str, Var] = {}
         for s in self.lets:
             real = s.type.dtype in ("f64", "f32", "f16", "bf16") and s.name not in k.still
-            if real and any(x in self.moving for x in _operands(s.op)):
+            if real and any(x in self.moving for x in (*_operands(s.op), *self._behind(s.name))):
                 self.moving.add(s.name)
 
     def add(self, name: str, e: Expr) -> None:
@@ -48,7 +48,15 @@ class Adjoints:
                 if s.name in self.of and s.name not in self.k.still:
                     self._pass_on(s, self.of[s.name])
 
+    def _behind(self, name: str) -> tuple[str, ...]:
+        return self.k.known[name][0] if name in self.k.known else ()
+
     def _pass_on(self, s: t.Let, a: Var) -> None:
+        if s.name in self.k.known:
+            names, rule = self.k.known[s.name]
+            for name, e in zip(names, rule(a), strict=True):
+                self._to(name, e)
+            return
         match s.op:
             case t.Map(body):
                 self._map(s, body, a)

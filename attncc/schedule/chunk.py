@@ -19,18 +19,20 @@ from dataclasses import dataclass, replace
 
 from attncc.expr.build import TRUE, ivar, op
 from attncc.expr.evaluate import evaluate
-from attncc.expr.nodes import Expr, Op, Var, walk
+from attncc.expr.nodes import Const, Expr, Op, Var, walk
 from attncc.ir.free import free
 from attncc.ir.nodes import Contract, Load, Reduce, Spec
-from attncc.passes.chunk_form import Chunked, Held, ReadOf, Write
+from attncc.passes.chunk_form import OPEN, Chunked, Held, ReadOf, Write
 from attncc.passes.chunk_scale import plain, scaled
 from attncc.passes.chunk_terms import product
 from attncc.passes.chunked import chunked
 from attncc.passes.mistakes import NotCompiled
-from attncc.schedule.chunk_fading import Bounded, Fading, Gates, Maker
+from attncc.schedule.chunk_fading import ONE, Bounded, Fading, Gates, Maker, Sums
+from attncc.schedule.chunk_halves import Halves
 from attncc.schedule.chunk_scaled import Scaled
 from attncc.schedule.chunk_values import WHOLE, Chunk
 from attncc.schedule.variant import Variant
+from attncc.tile import nodes as t
 
 B, H, G, M, N = (ivar(x) for x in "BHGMN")
 _SIZES = frozenset("BHGMNDE")
@@ -74,10 +76,24 @@ class Problem:
         return any(isinstance(n, Load) and n.tensor in {r.atom.tensor for r in self.form.reads} for n in walk(e))
 
     @property
+    def halves(self) -> bool:
+        """Whether weights under gates along channels are products of matrices (attncc.schedule.chunk_halves)."""
+        if self.variant.target != "triton" or self.variant.dtype not in ("f16", "bf16"):
+            return False
+        gated = {s.name: s for s in self.form.states if s.channels}
+        plain = all(s.beside == OPEN and s.gate.linear is ONE and s.value is not None for s in gated.values())
+        return plain and all(r.axis is gated[r.state].key for r in self.form.reads if r.state in gated)
+
+    @property
     def divides(self) -> bool:
         """Whether something may be divided by a read, or by what is 0 in rows that do not exist."""
         inside = (n for e in self.form.bodies for n in walk(e))
         return any(isinstance(n, Op) and n.name in _DIVIDE and self.chained(n) for n in inside)
+
+
+def pairs_of(n: int) -> str:
+    """The tensor that weights are stored in."""
+    return f"pairs_{n}"
 
 
 def _size(e: Expr, spec: Spec) -> int:
@@ -98,8 +114,12 @@ class Forward:
     def __init__(self, p: Problem, reserved: tuple[str, ...] = (), columns: Mapping[str, int] = WHOLE) -> None:
         self.p = p
         self.k = Chunk(p.spec, p.variant, p.extents, reserved, columns)
-        wide = any(s.channels for s in p.form.states)
+        wide = any(s.channels for s in p.form.states) and not p.halves
         self.count = 16 if wide else 32 if p.variant.dtype in ("f32", "f64") else 64
+        self.pairs: list[Var] = []
+        """The weights that are stored once for all kernels that want them."""
+        self.stores = False
+        """This kernel computes them."""
         self.known: dict[tuple[object, ...], Var] = {}
 
     def initial(self) -> tuple[Var, ...]:
@@ -238,6 +258,10 @@ class Forward:
         if axis is None:
             p = op("mul", k.clean(r.x, "x"), self.m.as_j(k.clean(key, "w", rows=True)))
             found = k.over(k.value(op("mul", p, pair), "p"), "i", "j")
+        elif along is not None and self.p.halves:
+            found = self.halves(self.wide(r.x, axis), self.wide(key, axis, rows=True), along.parts[0], r.after)
+            if not (isinstance(fading, Bounded) and fading.gates is None):
+                found = k.value(op("mul", found, pair), "p")
         elif along is not None:
             x, w = self.wide(r.x, axis), self.m.as_j(self.wide(key, axis, rows=True))
             found = k.sum("p", op("mul", op("mul", x, w), self.m.between(along, r.after)), axis.name)
@@ -247,6 +271,26 @@ class Forward:
             dots: list[Expr] = [self.product(x, w, a) for x, w, a in self.factors(r, key, parts)]
             found = k.value(op("mul", product(dots), pair), "p")
         self.known[known] = found
+        return found
+
+    def halves(self, x: Var, w: Var, sums: Sums, after: bool) -> Var:
+        """The weights under a gate along the axis that is summed over: as they are stored, or to be stored."""
+        k, b = self.k, self.k.b
+        scan = b.made[sums.upto.name]
+        assert isinstance(scan, t.Scan)
+        gate = Var(scan.value, "real")
+        if self.stores:
+            found = Halves(k, x, w, gate, after).weights()
+        else:
+            tensor, type = pairs_of(len(self.pairs)), t.Type((t.Axis("i", self.count), t.Axis("j", self.count)), "f32")
+            k.tensors[tensor] = None
+            j = b.let("j", t.Type(type.axes[1:], "i32"), t.Iota(Const(0, "int")))
+            load = t.Load(tensor, (ivar("b"), ivar("h"), k.at["i"], j), k.live)
+            stored = b.let("p", replace(type, dtype=self.p.variant.dtype), load)
+            names = (x.name, w.name, sums.of(after).name, sums.upto.name)
+            k.known[stored.name] = names, lambda a: Halves(k, x, w, gate, after).gradients(a)
+            found = k.cast(stored, k.real)
+        self.pairs.append(found)
         return found
 
     def factors(

@@ -63,6 +63,7 @@ def states_kernel(p: Problem, f: Forward) -> t.Kernel:
 
 
 def place(f: Forward, v: Var, chunk: Expr) -> tuple[Expr, ...]:
+    """Where a chunk's state is stored."""
     channels = tuple(f.k.b.bindings[ivar(a)] for a in f.k.b.type_of(v.name).names())
     return (ivar("b"), ivar("h"), chunk, *channels)
 
@@ -97,6 +98,8 @@ def chunks_kernel(p: Problem, f: Forward) -> tuple[t.Kernel, tuple[Share, ...]]:
 
 
 class Backward:
+    """The kernel of chunks from the last one on, and what other kernels of gradients share with it."""
+
     def __init__(self, p: Problem, f: Forward) -> None:
         self.p, self.f, self.k = p, f, f.k
         self.wanted = frozenset(p.variant.gradients)

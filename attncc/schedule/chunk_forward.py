@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from attncc.expr.build import conj, ivar, op
 from attncc.expr.nodes import Const, Expr, Var
-from attncc.schedule.chunk import Forward, Problem
+from attncc.schedule.chunk import Forward, Problem, pairs_of
 from attncc.schedule.chunk_values import WHOLE
 from attncc.schedule.given import last_of
 from attncc.schedule.prune import prune
@@ -111,6 +111,37 @@ def _forward_kernel(p: Problem, columns: Mapping[str, int]) -> t.Kernel:
     if p.variant.last:
         store_last(f, left)
     return walk_kernel("forward_kernel", f, columns)
+
+
+def weights_kernel(p: Problem, reserved: tuple[str, ...]) -> tuple[t.Kernel, tuple[t.Tensor, ...]] | None:
+    """The weights of every chunk that are stored, and where; None where none are."""
+    if not p.halves:
+        return None
+    f = Forward(p, reserved)
+    f.stores = True
+    k = f.k
+    first = k.b.position("first")
+    states = f.initial()
+    k.tokens(first, f.count)
+    f.chunk(states)
+    if not f.pairs:
+        return None
+    j = k.b.let("j", t.Type((t.Axis("j", f.count),), "i32"), t.Iota(Const(0, "int")))
+    for n, v in enumerate(f.pairs):
+        k.store(pairs_of(n), (ivar("b"), ivar("h"), k.at["i"], j), v, k.live, p.variant.dtype)
+    shape = (B, H, N, Const(f.count, "int"))
+    tensors = tuple(t.Tensor(pairs_of(n), ("b", "h", "t", "w"), shape, p.variant.dtype) for n in range(len(f.pairs)))
+    return chunk_kernel("weights_kernel", f, first.name), tensors
+
+
+def chunk_kernel(name: str, f: Forward, first: str) -> t.Kernel:
+    """A kernel with a program for every chunk of a head."""
+    p = f.p
+    grid = (t.GridAxis(first, N, "tile", f.count, "i"), t.GridAxis("h", H, "batch"), t.GridAxis("b", B, "batch"))
+    scalars = ("B", "H", "G", "M", "N", *(c.name for c in p.spec.constants))
+    warps = 8 if f.count * max(p.variant.D, p.variant.E) > 4096 else 4
+    body = tuple(f.k.b.scope.statements)
+    return prune(t.Kernel(name, grid, tuple(f.k.tensors), scalars, body, t.Config(warps, 1)))
 
 
 def carries(f: Forward, states: tuple[Var, ...], depth: int) -> tuple[tuple[t.Carry, ...], tuple[Var, ...]]:

@@ -19,9 +19,8 @@ from attncc.ir.nodes import Load
 from attncc.passes.chunk_form import Held
 from attncc.schedule.adjoint import Adjoints
 from attncc.schedule.chunk import Forward, Problem
-from attncc.schedule.chunk_backward import B, Backward, H, N, Share, inside, place, start_of
-from attncc.schedule.chunk_forward import blocks, carries, chunk_count, first_of_all, walk_kernel
-from attncc.schedule.prune import prune
+from attncc.schedule.chunk_backward import B, Backward, H, Share, inside, place, start_of
+from attncc.schedule.chunk_forward import blocks, carries, chunk_count, chunk_kernel, first_of_all, walk_kernel
 from attncc.tile import nodes as t
 
 
@@ -168,11 +167,7 @@ class _Gradients(_Chunks):
         self.seed(within, new, after, out)
         within.run()
         self.store(within)
-        grid = (t.GridAxis("first", N, "tile", f.count, "i"), t.GridAxis("h", H, "batch"), t.GridAxis("b", B, "batch"))
-        scalars = ("B", "H", "G", "M", "N", *(c.name for c in self.p.spec.constants))
-        warps = 8 if f.count * max(self.p.variant.D, self.p.variant.E) > 4096 else 4
-        body = tuple(k.b.scope.statements)
-        return prune(t.Kernel("gradients_kernel", grid, tuple(k.tensors), scalars, body, t.Config(warps, 1)))
+        return chunk_kernel("gradients_kernel", f, first.name)
 
 
 def gradients_kernel(

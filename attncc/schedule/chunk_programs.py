@@ -8,9 +8,9 @@ from attncc.expr.build import ivar
 from attncc.expr.nodes import Const, Expr, substitute
 from attncc.ir.nodes import Param, Spec
 from attncc.passes.mistakes import NotCompiled
-from attncc.schedule.chunk import Forward, Problem, problem
+from attncc.schedule.chunk import Forward, Problem, pairs_of, problem
 from attncc.schedule.chunk_backward import chunks_kernel, collected, start_of, starts, states_kernel
-from attncc.schedule.chunk_forward import forward_kernel, last_tensors
+from attncc.schedule.chunk_forward import forward_kernel, last_tensors, weights_kernel
 from attncc.schedule.chunk_parallel import adjoints_kernel, buffers, end_of, gradients_kernel
 from attncc.schedule.chunk_parallel import states_kernel as states_of_chunks
 from attncc.schedule.chunk_values import ROLES
@@ -34,12 +34,10 @@ def programs(spec: Spec, variant: Variant) -> Pair:
     p = problem(spec, variant)
     kernel = forward_kernel(p)
     last = last_tensors(p, "f64" if variant.dtype == "f64" else "f32")
-    steps: tuple[t.Step, ...] = (
-        t.Alloc(tensor(p, "out"), like="q"),
-        *(t.Alloc(x) for x in last),
-        t.Launch(kernel.name),
-    )
-    forward = t.Program("forward", inputs(p), scalars(p), (kernel,), steps, ("out", *(x.name for x in last)))
+    before, early = _weights(p)
+    steps = (*early, t.Alloc(tensor(p, "out"), like="q"), *(t.Alloc(x) for x in last), t.Launch(kernel.name))
+    outputs = ("out", *(x.name for x in last))
+    forward = t.Program("forward", inputs(p), scalars(p), (*before, kernel), steps, outputs)
     if variant.gradients and variant.last and any(s.scale for s in p.form.states):
         span = spec.recurrence.states[0].span if spec.recurrence is not None else None
         raise NotCompiled("gradients from the final state of writes of any size: not compiled yet", span)
@@ -49,6 +47,15 @@ def programs(spec: Spec, variant: Variant) -> Pair:
     if variant.grouped:
         return Pair(forward, backward)
     return Pair(without_groups(forward), None if backward is None else without_groups(backward))
+
+
+def _weights(p: Problem) -> tuple[tuple[t.Kernel, ...], tuple[t.Step, ...]]:
+    """The kernel of stored weights and its steps, or nothing."""
+    found = weights_kernel(p, _reserved(p))
+    if found is None:
+        return (), ()
+    kernel, tensors = found
+    return (kernel,), (*(t.Alloc(x) for x in tensors), t.Launch(kernel.name))
 
 
 def _backward(p: Problem) -> t.Program:
@@ -74,19 +81,20 @@ def _parallel(p: Problem) -> t.Program:
     gradients, late = gradients_kernel(p, reserved, homes)
     last = last_tensors(p, f.k.real)
     given = (*inputs(p), tensor(p, "out"), tensor(p, "d_out"), *(replace(x, name=f"d_{x.name}") for x in last))
-    steps: list[t.Step] = [t.Alloc(x) for x in buffers(p, f)]
-    steps += [t.Launch(states.name), *(t.Alloc(s.buffer) for s in early), t.Launch(adjoints.name)]
-    steps += [*(t.Alloc(s.buffer) for s in late), t.Launch(gradients.name)]
+    before, steps = _weights(p)
+    steps += tuple(t.Alloc(x) for x in buffers(p, f))
+    steps += (t.Launch(states.name), *(t.Alloc(s.buffer) for s in early), t.Launch(adjoints.name))
+    steps += (*(t.Alloc(s.buffer) for s in late), t.Launch(gradients.name))
     for name in p.variant.gradients:
         steps += collected(p, name, (*early, *late), homes[name], f.k.real)
     outputs = tuple(f"d_{n}" for n in p.variant.gradients)
-    return t.Program("backward", given, scalars(p), (states, adjoints, gradients), tuple(steps), outputs)
+    return t.Program("backward", given, scalars(p), (*before, states, adjoints, gradients), steps, outputs)
 
 
 def _reserved(p: Problem) -> tuple[str, ...]:
     names = (*ROLES, "out", *(x.name for x in p.spec.params))
     kept = (x for s in p.form.states for x in (start_of(s.name), end_of(s.name), f"d_{last_of(s.name)}"))
-    return (*kept, *(f"d_{n}" for n in names))
+    return (*kept, *(f"d_{n}" for n in names), *(pairs_of(n) for n in range(8)))
 
 
 def gradient(p: Problem, name: str) -> t.Tensor:

@@ -6,7 +6,7 @@ Channel axes that are padded hold 0 in their padding wherever they are summed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import MappingProxyType
@@ -54,6 +54,8 @@ class Chunk:
         self.inside: dict[str, Expr] = {}
         self.still: set[str] = set()
         """Values that gradients hold fixed."""
+        self.known: dict[str, tuple[tuple[str, ...], Callable[[Var], Sequence[Expr]]]] = {}
+        """Values that were computed elsewhere: what they depend on, and the gradients of that for theirs."""
         self._lies: dict[str, tuple[str, ...] | None] = {}
         self._turned: dict[str, Var] = {}
         for name in "BHGMN":

@@ -1,0 +1,76 @@
+"""Weights under gates of channels, by halves, and the backward in parallel: interpreted Triton equals the token loop."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attncc import driver
+from attncc.grammar import parse
+from attncc.schedule.variant import Variant
+from attncc.tile import nodes as t
+from attncc.tile.verify import unproved
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "recurrent"
+
+_INTERPRET = """
+import torch
+from tests.schedule.test_chunk import EXAMPLES, tensors
+from attncc.reference import evaluate
+import attncc
+for name, ends, sizes in (
+    ("gla", -torch.inf, dict(M=140, N=140, D=16, E=16)),
+    ("rwkv6", -1e4, dict(M=70, N=75, D=20, E=16)),
+    ("rodimus", None, dict(M=70, N=70, D=16, E=24)),
+):
+    attention, given = tensors(EXAMPLES / f"{name}.attn", torch.float16, B=1, H=2, G=1, **sizes)
+    if ends is not None:
+        gate = given["w" if name == "rwkv6" else "decay"]
+        gate[:, :, ::7] = ends
+        gate[:, 1] = 0.0
+    results = []
+    for call in (attncc.compile(EXAMPLES / f"{name}.attn", backend="interpret"), None):
+        wide = {n: x.double() if call is None else x for n, x in given.items()}
+        leaves = {n: x.clone().requires_grad_() for n, x in wide.items()}
+        out = evaluate(attention._family.spec, leaves).out if call is None else call(**leaves)
+        weight = torch.linspace(-1, 1, out.numel()).reshape(out.shape).to(out.dtype)
+        results.append((out.detach(), *torch.autograd.grad((out * weight).sum(), list(leaves.values()))))
+    for n, got, truth in zip(("out", *given), *results):
+        error = float((got.double() - truth).norm() / truth.norm())
+        assert error < 2e-3, (name, n, error)
+print("all near")
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_interpreted_triton(tmp_path: Path) -> None:
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": root, "TRITON_INTERPRET": "1", "ATTNCC_CACHE": "off"}
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERPRET], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300
+    )
+    assert done.stdout.endswith("all near\n"), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["gla", "rwkv6", "hgrn2"])
+def test_exponents_are_bounded_and_no_pair_has_one(name: str) -> None:
+    spec = parse((EXAMPLES / f"{name}.attn").read_text(encoding="utf-8"))
+    captured: tuple[tuple[str, t.Dtype], ...] = tuple((p.name, "f32") for p in spec.params)
+    gradients = ("q", "k", "v", *(p.name for p in spec.params))
+    pair = driver.programs(spec, Variant("triton", 64, 128, "bf16", captured, gradients=gradients))
+    assert pair.backward is not None
+    for program in (pair.forward, pair.backward):
+        assert program.kernels[0].name == "weights_kernel"
+        assert [x for x in unproved(program) if x.check == "exponents_anchored" and "factor" in x.statement] == []
+        for kernel in program.kernels:
+            assert all(len(s.type.axes) < 3 for s in _lets(kernel.body))
+
+
+def _lets(body: tuple[t.Stmt, ...]) -> list[t.Let]:
+    inner = [x for s in body if isinstance(s, t.For) for x in _lets(s.body)]
+    return [s for s in body if isinstance(s, t.Let)] + inner
