@@ -290,14 +290,14 @@ def forward_kernel(p: Problem) -> t.Kernel:
     return prune(kernel("forward_kernel", p, k))
 
 
-def kernel(name: str, p: Problem, k: Token) -> t.Kernel:
-    """A kernel with a program for each head and each part of its values."""
+def kernel(name: str, p: Problem, k: Token, *, each: int = 32) -> t.Kernel:
+    """A kernel with a program for each head and each part of its values, `each` elements of a state a thread."""
     grid: tuple[t.GridAxis, ...] = (t.GridAxis("h", H, "batch"), t.GridAxis("b", B, "batch"))
     scalars = ("B", "H", "G", "M", "N", *(c.name for c in p.spec.constants))
     if k.columns:
         grid = (t.GridAxis("e0", Const(p.variant.E, "int"), "tile", k.columns, "e"), *grid)
     elements = _rows(p) * (k.columns or p.variant.E)
     warps = 1
-    while warps < 16 and warps * 1024 < elements:
+    while warps < 16 and warps * 32 * each < elements:
         warps *= 2
     return t.Kernel(name, grid, tuple(k.tensors), scalars, tuple(k.b.scope.statements), t.Config(warps, 1))

@@ -138,7 +138,7 @@ class _Backward:
         b.add(t.For(turn.name, over, carried, tuple(outer.statements), order="asc", note=note))
         left = b.leave(carried)
         self.finish(initial, left, wanted)
-        return prune(kernel("tokens_kernel", self.p, k))
+        return prune(kernel("tokens_kernel", self.p, k, each=8))
 
     @contextmanager
     def staying(self) -> Iterator[None]:
