@@ -45,10 +45,13 @@ def analyse(spec: Spec, D: int, E: int, *, until: str = "") -> Unit:
 
 def programs(spec: Spec, variant: Variant) -> Pair:
     """The verified Tile IR programs of one variant of `spec`."""
+    from attncc.schedule.sums import sums
     from attncc.tile.verify import verify, verify_pair
 
     if spec.recurrence is not None:
         return _of_states(spec, variant)
+    if sums(spec):
+        return _of_sums(spec, variant)
     unit = analyse(spec, variant.D, variant.E)
     assert unit.attend is not None and unit.by_row is not None and unit.by_key is not None
     pair = stream(Problem(unit.spec, unit.attend, unit.by_row, unit.by_key, variant))
@@ -56,6 +59,20 @@ def programs(spec: Spec, variant: Variant) -> Pair:
     if pair.backward is not None:
         verify(pair.backward)
         verify_pair(pair.forward, pair.backward)
+    return pair
+
+
+def _of_sums(spec: Spec, variant: Variant) -> Pair:
+    """The programs of a spec whose rows read sums over all keys."""
+    from attncc.ir.verify import verify as verify_spec
+    from attncc.schedule.sums import programs as of_sums
+    from attncc.tile.verify import verify
+
+    verify_spec(spec)
+    pair = of_sums(spec, variant)
+    verify(pair.forward)
+    if pair.backward is not None:
+        verify(pair.backward, permuted=variant.target == "torch")
     return pair
 
 

@@ -85,7 +85,7 @@ DERIVATIVES: dict[str, tuple[Partial | None, ...]] = {
     "sigmoid": (lambda y, x: op("mul", y, op("sub", 1.0, y)),),
     "softplus": (lambda y, x: op("sigmoid", x),),
     "relu": (lambda y, x: op("where", op("lt", 0.0, x), 1.0, 0.0),),
-    "elu": (lambda y, x: op("where", op("lt", 0.0, x), 1.0, op("exp", x)),),
+    "elu": (lambda y, x: op("where", op("lt", 0.0, x), 1.0, op("exp", op("min", x, 0.0))),),
     "silu": (_silu,),
     "gelu": (_gelu,),
     "floor": (None,),

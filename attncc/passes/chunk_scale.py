@@ -23,25 +23,28 @@ _LIKE = {"neg": 1.0, "abs": 1.0, "relu": 1.0, "square": 2.0, "recip": -1.0, "sqr
 _JOINED = frozenset({"add", "sub", "max", "min", "lt", "le", "eq", "ne"})
 
 
-def scaled(e: Expr, exponents: Mapping[Expr, Expr], power: Power) -> Expr:
+def scaled(e: Expr, exponents: Mapping[Expr, Expr], power: Power, least: float) -> Expr:
     """`e`, in which each atom of `exponents` is e to that times the atom of its name with ` scaled` behind it."""
-    return plain(_Pass(exponents, power).pair(e), power)
+    return plain(_Pass(exponents, power, least).pair(e), power, least)
 
 
-def plain(x: Pair, power: Power) -> Expr:
-    """A number times its power of e: as large as it is, 0 where it is too small, without 0 times infinity."""
+def plain(x: Pair, power: Power, least: float) -> Expr:
+    """A number times its power of e: as large as it is, 0 where it is too small, without 0 times infinity.
+
+    e to `least` is no smaller than the numbers that are held.
+    """
     number, exponent = x
     if exponent is None:
         return number
     half = op("mul", op("abs", exponent), -0.5)
-    part = power(op("where", op("lt", half, -80.0), -80.0, half), "half of what is negated")
+    part = power(op("where", op("lt", half, least), least, half), "half of what is negated")
     up = op("div", op("div", number, part), part)
     return op("where", op("lt", 0.0, exponent), up, op("mul", op("mul", number, part), part))
 
 
 class _Pass:
-    def __init__(self, exponents: Mapping[Expr, Expr], power: Power) -> None:
-        self.exponents, self.power = exponents, power
+    def __init__(self, exponents: Mapping[Expr, Expr], power: Power, least: float) -> None:
+        self.exponents, self.power, self.least = exponents, power, least
         self.known: dict[Expr, Pair] = {}
 
     def pair(self, e: Expr) -> Pair:
@@ -50,7 +53,7 @@ class _Pass:
         return self.known[e]
 
     def value(self, e: Expr) -> Expr:
-        return plain(self.pair(e), self.power)
+        return plain(self.pair(e), self.power, self.least)
 
     def _pair(self, e: Expr) -> Pair:
         match e:

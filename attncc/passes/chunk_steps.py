@@ -11,10 +11,26 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from attncc.diagnostics import Span
+from attncc.expr.build import TRUE, op
 from attncc.expr.evaluate import evaluate
 from attncc.expr.nodes import Const, Expr, Op, Var, rewrite, substitute, walk
 from attncc.ir.free import free
-from attncc.ir.nodes import Assign, Contract, Keep, Let, Load, Micro, Read, Rebind, Reduce, Spec, State, Step, Weights
+from attncc.ir.nodes import (
+    Assign,
+    Binder,
+    Contract,
+    Keep,
+    Let,
+    Load,
+    Micro,
+    Read,
+    Rebind,
+    Reduce,
+    Spec,
+    State,
+    Step,
+    Weights,
+)
 from attncc.passes.chunk_axes import put
 from attncc.passes.chunk_gates import ZERO, weights_of
 from attncc.passes.mistakes import NotCompiled
@@ -120,6 +136,8 @@ class Steps:
                     return put(row.body, dict(zip(row.vars, index, strict=True)))
                 case Weights():
                     return weights_of(node)
+                case Reduce("sum", body, binders, where) if where is not TRUE or len(binders) > 1:
+                    return _nested(body if where is TRUE else op("where", where, body, ZERO), binders)
                 case _:
                     return None
 
@@ -131,6 +149,13 @@ class Steps:
         bound = {x.axis.name: x.extent for x in walk(e) if isinstance(x, Contract)}
         bound |= {b.index.name: b.size for x in walk(e) if isinstance(x, Reduce) for b in x.binders}
         return [(names[n], self.extents.get(n) or bound[n]) for n in sorted(names)]
+
+
+def _nested(body: Expr, binders: tuple[Binder, ...]) -> Expr:
+    """A sum over several indices as one within the other."""
+    for x in binders:
+        body = Reduce("sum", body, (x,))
+    return body
 
 
 def _folded(e: Expr) -> Expr | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from attncc.diagnostics import Span
 from attncc.expr.build import op
-from attncc.expr.nodes import Expr, Op, Var
+from attncc.expr.nodes import Expr, Op, Var, rewrite
 from attncc.ir.free import free
 from attncc.ir.nodes import Assign, Binder, Contract, Load, Reduce, Spec, State
 from attncc.ir.steps import reads
@@ -74,6 +74,7 @@ class _Builder:
         self.reader = Reader(self.stateful, self.settle)
         self.span = self.spec.out.span
         now, out = self.steps.run(self.read)
+        out = self.guarded(out)
         held = tuple(self.held(s, now[s.name]) for s in r.states)
         held = scales_of(held)
         return Chunked(held, needed(out, self.found, held), out)
@@ -145,6 +146,7 @@ class _Builder:
     def named(self, load: Load, x: Expr, axis: Var | None, parts: tuple[Expr, ...]) -> Load:
         """The name of a read; equal reads have one."""
         state, after = load.tensor.rstrip("'"), load.tensor.endswith("'")
+        x, parts = self.guarded(x), tuple(self.guarded(p) for p in parts)
         for known in self.found:
             if (known.state, known.x, known.after, known.axis) == (state, x, after, axis):
                 return known.atom
@@ -212,8 +214,21 @@ class _Builder:
         log = logs[0] if logs else ZERO
         for x in logs[1:]:
             log = op("add", log, x)
+        left, right, scalar = ([self.guarded(f) for f in x] for x in (left, right, scalar))
         parts = parts_of(axes.groups[0], left, scalar)
         return Write(axes.joined(product([*scalar, *left])), axes.joined(product(right)), parts), log
+
+    def guarded(self, e: Expr) -> Expr:
+        """`e` with exponents that the declared bounds keep small within those, as gates are."""
+
+        def rule(node: Expr) -> Expr | None:
+            match node:
+                case Op("exp", (x,)) if interval(x, self.params).hi <= LARGE:
+                    return op("exp", clamped(x, self.params))
+                case _:
+                    return None
+
+        return rewrite(e, rule)
 
     def small(self, factors: list[Expr], logs: list[Expr]) -> list[Expr]:
         """The factors without exponentials that may be large: their exponents go to `logs`, at their largest."""

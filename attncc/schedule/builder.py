@@ -212,6 +212,10 @@ class Builder:
         self.scopes[depth].known[body, names] = var.name
         return var
 
+    def noted(self, body: Expr, hint: str, note: str) -> Var:
+        """`body`, an operation on names in scope, as a value with a note at its Let; the same is made once."""
+        return self._place(body, hint, note)
+
     def load(self, hint: str, dtype: t.Dtype, load: t.Load, sort: Sort, note: str = "") -> Var:
         """A load over the axes of its indices, in the outermost scope that knows them; the same load once."""
         parts = (*load.index, load.guard)

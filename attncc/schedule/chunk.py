@@ -149,10 +149,10 @@ class Forward:
                 mantissa = replace(r.atom, tensor=f"{r.atom.tensor} scaled")
                 k.b.bindings[mantissa] = found
                 if r.chained:
-                    k.b.bindings[r.atom] = k.value(plain((mantissa, scales[r.atom]), self.m.natural), "r")
+                    k.b.bindings[r.atom] = k.value(plain((mantissa, scales[r.atom]), self.m.natural, self.m.least), "r")
             else:
                 k.b.bindings[r.atom] = found
-        out = form.out if not scales else scaled(form.out, scales, self.m.natural)
+        out = form.out if not scales else scaled(form.out, scales, self.m.natural, self.m.least)
         rows = k.over(k.value(out, "o"), "i", "e")
         return tuple(self.step(s) for s in form.states), rows
 
@@ -164,7 +164,8 @@ class Forward:
             v = by_name[s.name]
             if s.scale:
                 m = self.m.number(by_name[s.scale])
-                v = self.k.over(self.k.value(plain((v, m), self.m.natural), s.name), *self.k.b.type_of(v.name).names())
+                names = self.k.b.type_of(v.name).names()
+                v = self.k.over(self.k.value(plain((v, m), self.m.natural, self.m.least), s.name), *names)
             found.append((s, v))
         return found
 

@@ -26,6 +26,8 @@ from attncc.tile import nodes as t
 
 B, H, G, M, N = (ivar(x) for x in "BHGMN")
 ZERO = Const(0.0, "real")
+ROW, TOKEN = "row_", "token_"
+"""Axes of shares; no index of a spec is called so."""
 _KINDS = {"q": "bhmd", "k": "bgnd", "v": "bgne"}
 
 
@@ -233,7 +235,7 @@ class Backward:
         kinds = _kinds(self.p, load)
         names = self.k.b.type_of(v.name).names()
         channels = [n for n in names if n != "i"]
-        rows = "" if "i" not in names else "r" if "m" in kinds else "t"
+        rows = "" if "i" not in names else ROW if "m" in kinds else TOKEN
         grouped = self.p.variant.grouped and ivar("g") in free(load)
         lead = ("b", "g", "x") if grouped else ("b", "h")
         sizes = (B, G, op("floordiv", H, G)) if grouped else (B, H)
@@ -243,8 +245,10 @@ class Backward:
             at[1:] = [head, op("sub", ivar("h"), op("mul", head, op("floordiv", H, G)))]
         guards = [*(k.inside[c] for c in channels), *first_of_all(self.f, names)]
         if rows:
-            at.append(k.row if rows == "r" else k.at["i"])
-            guards += [k.live, op("le", 0, k.row), op("lt", k.row, M)] if rows == "r" else [k.live]
+            at.append(k.row if rows == ROW else k.at["i"])
+            guards += [k.live, op("le", 0, k.row), op("lt", k.row, M)] if rows == ROW else [k.live]
+            if k.stateless and rows == TOKEN:
+                guards += [op("le", 0, k.at["i"]), op("lt", k.at["i"], N)]
         at += [k.b.bindings[ivar(c)] for c in channels]
         guard = conj(*guards)
         home = self.home(load) if rows and not grouped else None
@@ -257,7 +261,7 @@ class Backward:
             at.insert(len(lead) - 1, self.each)
         extents = (
             *sizes,
-            *([M if rows == "r" else N] if rows else []),
+            *([M if rows == ROW else N] if rows else []),
             *(Const(self.p.extents[c], "int") for c in channels),
         )
         name = f"d_{load.tensor}_{self.tag}{len(self.shares)}"
@@ -325,9 +329,14 @@ def collected(p: Problem, name: str, shares: tuple[Share, ...], out: t.Tensor, r
     return (*steps, t.SumAxes(out, total.name, ()))
 
 
+def _kept(at: Expr, kind: str) -> Expr:
+    """A position of keys; what is read outside of them has no share, and goes to the nearest."""
+    return at if kind != "n" or isinstance(at, Var) else op("min", op("max", at, 0), op("sub", N, 1))
+
+
 def _index(p: Problem, s: Share) -> tuple[Expr, ...]:
     """The read's index in the buffer's own axes."""
-    token: Expr = op("add", ivar("r"), op("sub", N, M)) if s.rows == "r" else ivar("t")
+    token: Expr = op("add", ivar(ROW), op("sub", N, M)) if s.rows == ROW else ivar(TOKEN)
     places: dict[Expr, Expr] = {ivar("i"): token}
     if "g" in s.buffer.axes:
         places[ivar("h")] = op("add", op("mul", ivar("g"), op("floordiv", H, G)), ivar("x"))
@@ -336,6 +345,6 @@ def _index(p: Problem, s: Share) -> tuple[Expr, ...]:
         places[ivar("g")] = head
     kinds = _kinds(p, s.load)
     return tuple(
-        ivar("r") if kind == "m" and at is ivar("i") else substitute(at, places)
+        ivar(ROW) if kind == "m" and at is ivar("i") else _kept(substitute(at, places), kind)
         for kind, at in zip(kinds, s.load.index, strict=True)
     )

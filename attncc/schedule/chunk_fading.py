@@ -122,7 +122,8 @@ class Maker:
         zeros = None
         if nothing is not None:
             here = k.over(k.value(op("where", k.live, op("where", nothing, ONE, ZERO), ZERO), "nothing"), *names)
-            zeros = self.zeros(here, op("mul", gate.linear, op("exp2", self.floor(gate.log))), names)
+            rest = ONE if gate.log is ZERO else self.power(self.floor(gate.log), "a gate of at most 1")
+            zeros = self.zeros(here, op("mul", gate.linear, rest), names)
         found = Gates(parts, along, zeros)
         self.made["gates", gate, along] = found
         return found
@@ -170,17 +171,17 @@ class Maker:
 
     def power(self, exponent: Expr, why: str) -> Var:
         """2^exponent, for an exponent of which `why` tells that it is at most 0."""
-        k = self.k
-        of = k.value(exponent, "gap")
-        if ("power", of) not in self.known:
-            type = t.Type(k.b.type_of(of.name).axes, k.real)
-            note = f"at most 0: {why}"
-            self.known["power", of] = k.b.let("power", type, t.Map(op("exp2", of)), note, k.b.depth(of))
-        return self.known["power", of]
+        of = self.k.value(exponent, "gap")
+        return self.k.b.noted(op("exp2", of), "power", f"at most 0: {why}")
 
     def natural(self, exponent: Expr, why: str) -> Var:
         """e^exponent, likewise."""
         return self.power(op("mul", exponent, LOG2E), why)
+
+    @property
+    def least(self) -> float:
+        """Half the logarithm of what is as good as nothing."""
+        return -350.0 if self.k.real == "f64" else -80.0
 
     def number(self, v: Var) -> Var:
         """A number carried over one axis, in every place of it."""

@@ -152,7 +152,8 @@ def carries(f: Forward, states: tuple[Var, ...], depth: int) -> tuple[tuple[t.Ca
 
 def chunk_count(f: Forward) -> Expr:
     """How many chunks there are."""
-    return op("floordiv", op("add", N, f.count - 1), f.count)
+    tokens = op("max", M, N) if f.k.stateless else N
+    return op("floordiv", op("add", tokens, f.count - 1), f.count)
 
 
 ROOM = {80: 99 * 1024, 90: 227 * 1024}

@@ -43,7 +43,7 @@ def programs(spec: Spec, variant: Variant) -> Pair:
         raise NotCompiled("gradients from the final state of writes of any size: not compiled yet", span)
     backward = None
     if variant.gradients:
-        backward = _backward(p) if variant.target == "torch" else _parallel(p)
+        backward = _backward(p) if variant.target == "torch" or not p.form.states else _parallel(p)
     if variant.grouped:
         return Pair(forward, backward)
     return Pair(without_groups(forward), None if backward is None else without_groups(backward))

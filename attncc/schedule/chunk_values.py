@@ -64,6 +64,7 @@ class Chunk:
             self.b.scalar(c.name, c.sort)
         for name in ("h", "b", *(f"{n}0" for n in self.blocks)):
             self.b.scalar(name, "int")
+        self.stateless = spec.recurrence is not None and not spec.recurrence.states
         head = op("floordiv", h, op("floordiv", H, G)) if variant.grouped else h
         self.b.bindings[g] = self.b.value(head, "g", "the kv head of this head")
         self.shift = self.b.value(op("sub", N, M), "shift", "tokens before the first query")
@@ -87,12 +88,16 @@ class Chunk:
         """The tokens of a chunk, in the current scope."""
         axis = self.b.axis("i", count)
         self.b.axis("j", count)
+        if self.stateless:  # there may be more rows than keys
+            first = self.b.value(op("add", first, op("min", 0, self.shift)), "first")
         at = self.b.let("i", t.Type((axis,), "i32"), t.Iota(first), "tokens")
         self.b.bindings[i] = at
         self.at = {"i": at, "j": self.b.let("j", t.Type((t.Axis("j", count),), "i32"), t.Iota(first))}
         self.live = op("lt", at, N)
         begin = self.b.value(op("sub", first, self.shift), "r0")
         self.row = self.b.let("r", t.Type((axis,), "i32"), t.Iota(begin), "their query rows")
+        if self.stateless:
+            self.live = op("lt", self.row, M)
 
     def on_j(self, e: Expr, hint: str) -> Var:
         """`e` with its tokens on the axis j, behind its channels, from the loads on."""
@@ -306,6 +311,8 @@ class Chunk:
             else:
                 index.append(self.b.value(at, "at"))
                 guards += [self.live] if "i" in names else []
+                if self.stateless and kind == "n" and "i" in names:
+                    guards += [op("le", 0, index[-1]), op("lt", index[-1], N)]
             guards += [self.inside[n] for n in sorted(names) if n in self.inside]
         guard = self.b.lower(conj(*dict.fromkeys(guards)))
         dtypes: dict[str, t.Dtype] = dict(self.variant.captured)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
+from attncc.expr.build import op
 from attncc.expr.interval import Interval, bounds
-from attncc.expr.nodes import Const, Expr, Op, Var, free_vars, walk
+from attncc.expr.nodes import Const, Expr, Op, Var, free_vars, rewrite, walk
 from attncc.tile import nodes as t
 from attncc.tile.verify_faults import PrecisionError, UnanchoredError
 from attncc.tile.verify_scope import Checked, Origins, Place, operands
@@ -43,10 +44,21 @@ def _exponential(c: Checked, origins: Origins, place: Place, node: Op) -> None:
             raise place.error(
                 UnanchoredError, f"{', '.join(sorted(free_vars(a)))} may still be -inf where it is subtracted"
             )
-    whole = origins.expand(node.args[0])
+    whole = rewrite(origins.expand(node.args[0]), _kept_within)
     if any(free_vars(rest) for rest, _ in anchors) or bounds(whole, _sums(origins, whole)).hi <= _LARGEST[node.name]:
         return
     c.leave_open("exponents_anchored", place, f"the argument of {node.name} has no bound")
+
+
+def _kept_within(e: Expr) -> Expr | None:
+    """rewrite: where(high < x, high, x)  -->  min(x, high), and likewise below: the intervals of those are known."""
+    match e:
+        case Op("where", (Op("lt", (a, b)), c, x)) if c is a and x is b:
+            return op("min", x, c)
+        case Op("where", (Op("lt", (a, b)), c, x)) if c is b and x is a:
+            return op("max", x, c)
+        case _:
+            return None
 
 
 def _sums(origins: Origins, e: Expr) -> dict[Expr, Interval]:

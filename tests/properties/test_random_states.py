@@ -29,9 +29,9 @@ def worst(seed: int, backend: str, dtype: torch.dtype, device: str = "cpu", *, g
 
 @pytest.mark.parametrize("first", range(0, 300, BLOCK))
 def test_random_programs(first: int) -> None:
-    """In float64; every third with its gradients."""
+    """In float64; every fourth with its gradients."""
     seeds = range(first, first + BLOCK)
-    wrong = [w for s in seeds if (w := worst(s, "torch", torch.float64, gradients=s % 3 == 0))]
+    wrong = [w for s in seeds if (w := worst(s, "torch", torch.float64, gradients=s % 4 == 0))]
     assert not wrong, "\n".join(wrong)
 
 
