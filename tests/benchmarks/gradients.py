@@ -45,6 +45,14 @@ class Row:
 
 
 ROWS = (
+    Row("nothing", "attention causal:\n    score = q @ k / sqrt(D)\n" + CAUSAL, {}, LACKS),
+    Row(
+        "nothing of documents",
+        "attention documents(doc: int[b, n]):\n    score = q @ k / sqrt(D)\n"
+        "    mask  = doc[b, i] == doc[b, j] and j <= i\n    out   = softmax(score) @ v\n",
+        {"doc": "steps:1024"},
+        LACKS,
+    ),
     Row(
         "bias[h, j]",
         "attention keyed(bias: real[h, n]):\n    score = q @ k / sqrt(D) + bias[h, j]\n" + CAUSAL,

@@ -16,9 +16,10 @@ from attncc.driver import load
 from attncc.reference import evaluate
 from attncc.runtime.bench.case import Case
 from attncc.runtime.bench.measure import Plan, measure
-from attncc.runtime.bench.peers import Warmed, peers
+from attncc.runtime.bench.peers import Ready, Warmed, peers
 from attncc.runtime.bench.rows import Kind, case_of
 from attncc.runtime.bench.suite import Row, read_suite
+from attncc.runtime.bench.warming import first_call
 from attncc.runtime.trial import error
 
 CPU = torch.device("cpu")
@@ -125,6 +126,23 @@ def test_what_the_peer_refuses() -> None:
     other = load("attention x:\n    state S[d, e]\n    S = 2 * S + outer(k, v)\n    out = q @ S\n")[0]
     _, one = small("linear")
     assert peer.prepare(one.with_spec("", other)) == "it has no such function"
+
+
+def test_first_calls_are_made_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is begun where a process could not help; a call itself asks a peer for both halves."""
+    (flex,) = peers("flex")
+    assert isinstance(flex, Warmed) and flex.warm(list(ROWS.values()), Kind(CPU, torch.float32)) == []
+    row, _ = small("forgetting")
+    asked: list[str] = []
+
+    def prepare(one: Case) -> Any:
+        asked.append(one.name)
+        return Ready(lambda: one.tensors["q"] * 2.0, (one.tensors["q"],), one.d_out)
+
+    monkeypatch.setattr("attncc.runtime.bench.warming.peers", lambda _: [SimpleNamespace(name="x", prepare=prepare)])
+    first_call("any", "x", row, Kind(CPU, torch.float32))
+    first_call("any", "none of it", row, Kind(CPU, torch.float32))
+    assert asked == ["forgetting"]
 
 
 def test_the_suite_runs(tmp_path: Path) -> None:

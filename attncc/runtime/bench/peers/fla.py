@@ -8,10 +8,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import multiprocessing
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -23,8 +22,9 @@ from attncc.driver import load
 from attncc.ir.nodes import Spec
 from attncc.runtime.bench.case import Case
 from attncc.runtime.bench.peers import Ready
-from attncc.runtime.bench.rows import Kind, case_of
+from attncc.runtime.bench.rows import Kind
 from attncc.runtime.bench.suite import Row
+from attncc.runtime.bench.warming import first_calls
 
 Call = Callable[[Any, Sequence[Tensor], float], Any]
 """From the library's `ops`, q, k, v and the captured tensors in its layout, and the scale."""
@@ -166,11 +166,7 @@ class _Fla:
         wanted = {r.spec: r for r in rows if self.name not in r.without and _call_of(load(r.spec)[0]) is not None}
         if not wanted or self.available(kind.device):
             return []
-        count = min(len(wanted), os.cpu_count() or 1)
-        pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_one_run_each)
-        found = [pool.submit(_first_call, row, kind) for row in wanted.values()]
-        pool.shutdown(wait=False)
-        return found
+        return first_calls("fla", self.name, list(wanted.values()), kind, _one_run_each)
 
 
 @lru_cache(maxsize=256)
@@ -208,17 +204,6 @@ def _one_run_each() -> None:
 
     active: Any = driver.active
     active.get_benchmarker = lambda: once
-
-
-def _first_call(row: Row, kind: Kind) -> None:
-    """Forward and backward, for what they leave in Triton's cache."""
-    with contextlib.suppress(Exception):
-        ready = _Fla().prepare(case_of(row, kind)[0])
-        if not isinstance(ready, str):
-            out = ready.forward()
-            if ready.leaves:
-                torch.autograd.grad(out, ready.leaves, ready.d_out, allow_unused=True)
-            torch.cuda.synchronize(kind.device)
 
 
 PEERS = (_Fla(),)

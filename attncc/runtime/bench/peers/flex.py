@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +15,10 @@ from attncc.expr.build import TRUE
 from attncc.runtime.bench.case import Case
 from attncc.runtime.bench.form import Form
 from attncc.runtime.bench.peers import Ready
+from attncc.runtime.bench.rows import Kind
+from attncc.runtime.bench.suite import Row
 from attncc.runtime.bench.translate import Unsayable, depends_on, pair_function
+from attncc.runtime.bench.warming import first_calls
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,18 @@ class _Flex:
             return _ready(case, form)
         except Unsayable as e:
             return str(e)
+
+    def warm(self, rows: Sequence[Row], kind: Kind) -> list[Future[None]]:
+        """Kernels of all rows, compiled in processes; nothing where there is but one row, or no GPU."""
+        wanted = [r for r in rows if self.name not in r.without]
+        if kind.device.type != "cuda" or len(wanted) < 2 or self.available(kind.device):
+            return []
+        return first_calls("flex", self.name, wanted, kind, _one_thread_each)
+
+
+def _one_thread_each() -> None:
+    """Inductor would start a process for each core, in every process."""
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 
 def _ready(case: Case, form: Form) -> Ready:
