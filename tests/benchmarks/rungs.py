@@ -36,7 +36,6 @@ from attncc.schedule.stream import Problem
 from tests.benchmarks.shown import table
 from tests.runtime.fake_cuda import Recorder
 
-vars(hopper_config).update(FORWARD={}, BACKWARD={})  # candidates are changes of the bare defaults
 EXAMPLES = Path(__file__).parents[2] / "examples" / "softmax"
 FILE = Path(rungs.__file__)
 BARE = {"forward": "turns=False", "backward": "lag=True"}
@@ -96,6 +95,11 @@ def tiles(which: str, candidate: str) -> str:
     return " ".join(f"partitioned.{which}.{item}" for item in f"{BARE[which]} {candidate}".split())
 
 
+def unlisted() -> None:
+    """From here on plans are the bare defaults, of which candidates are changes."""
+    vars(hopper_config).update(FORWARD={}, BACKWARD={})
+
+
 def fits(one: Wanted) -> str:
     """Why a half does not run partitioned; empty where it does."""
     if not torch.cuda.is_available():
@@ -118,7 +122,7 @@ def all_fitting(found: Sequence[Entry], which: str) -> dict[tuple[Entry, str], s
                 if half.which == which:
                     tasks[(entry, candidate)] = half
     os.environ["ATTNCC_WORKERS"] = "1"
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), unlisted) as pool:
         return dict(zip(tasks, pool.map(fits, tasks.values()), strict=True))
 
 
@@ -168,6 +172,7 @@ def main() -> None:
     parser.add_argument("--halves", default="forward,backward")
     parser.add_argument("--only", default="", help="specs whose name holds this")
     given = parser.parse_args()
+    unlisted()
     found = list(entries([int(w) for w in given.widths.split(",")], given.only))
     listed: dict[str, Mapping[rungs.Class, str]] = {"forward": rungs.FORWARD, "backward": rungs.BACKWARD}
     for which in given.halves.split(","):
