@@ -136,6 +136,7 @@ def _report(file: str, sizes: dict[str, int], values: dict[str, int | float | bo
     from attncc.runtime.checks import check_constants
     from attncc.runtime.explain import explain as report
     from attncc.runtime.interface import interface_of
+    from attncc.schedule.sums import sums
 
     spec, source = driver.load(file)
     D = sizes.get("D", 64)
@@ -143,11 +144,24 @@ def _report(file: str, sizes: dict[str, int], values: dict[str, int | float | bo
     try:
         if spec.recurrence is not None:
             return _states(spec, check_constants(interface_of(spec), values))
+        arrays = sums(spec)
+        if arrays:
+            return _summed(spec, tuple(s.name for s in arrays), check_constants(interface_of(spec), values))
         pair = driver.programs(spec, _variant(spec, "gluon", D, E))
         return report(spec, driver.analyse(spec, D, E), pair, check_constants(interface_of(spec), values))
     except SpecError as error:
         error.source = error.source or source
         raise
+
+
+def _summed(spec: Spec, arrays: tuple[str, ...], values: Mapping[str, int | float | bool]) -> str:
+    """The report of a spec whose rows read the keys only as sums over all of them."""
+    from attncc.runtime.interface import interface_of
+
+    lines = [f"attention {spec.name}, rows that read sums over all keys"]
+    lines += [f"  constant {name} = {value!r}" for name, value in values.items()]
+    lines += [f"  tensor   {p.name}: {p}" for p in interface_of(spec).params]
+    return "\n".join([*lines, "", *(f"sum {name}: one for each b and g" for name in arrays), "", _compiled(spec)])
 
 
 def _states(spec: Spec, values: Mapping[str, int | float | bool]) -> str:
@@ -170,4 +184,4 @@ def _compiled(spec: Spec) -> str:
         driver.programs(spec, _variant(spec, "torch", 16, 16))
     except NotCompiled as error:
         return f"not compiled: {error.diagnostic.message}"
-    return "compiled in chunks, forward and backward; on a GPU forward only"
+    return "compiled in chunks, forward and backward"
