@@ -18,7 +18,7 @@ from attncc.ir.nodes import Load, Micro
 from attncc.ir.steps import flat
 from attncc.passes.mistakes import NotCompiled
 from attncc.schedule.adjoint import Adjoints
-from attncc.schedule.chunk_backward import Share
+from attncc.schedule.chunk_backward import ROW, TOKEN, Share
 from attncc.schedule.given import last_of
 from attncc.schedule.prune import prune
 from attncc.schedule.recurrent import Problem, Walk, kernel
@@ -245,7 +245,7 @@ class _Backward:
         names = [n for n in k.b.type_of(v.name).names() if n != UNIT or UNIT in k.sizes]
         if k.b.type_of(v.name).names() == (UNIT,) and not names:
             v = k.sum("a", v, UNIT)
-        rows = "" if not self.moves(load) else "r" if "m" in kinds else "t"
+        rows = "" if not self.moves(load) else ROW if "m" in kinds else TOKEN
         grouped = self.p.variant.grouped and ivar("g") in free(load)
         lead = ("b", "g", "x") if grouped else ("b", "h")
         sizes = (B, G, op("floordiv", H, G)) if grouped else (B, H)
@@ -254,12 +254,14 @@ class _Backward:
             head = k.b.bindings[ivar("g")]
             place[1:] = [head, op("sub", ivar("h"), op("mul", head, op("floordiv", H, G)))]
         if rows:
-            place.append(k.row if rows == "r" else k.b.bindings[ivar("i")])
+            place.append(k.row if rows == ROW else k.b.bindings[ivar("i")])
         place += [k.b.bindings[ivar(c)] for c in names]
-        rest = ([M if rows == "r" else N] if rows else []) + [Const(k.sizes[c], "int") for c in names]
-        buffer = t.Tensor(f"d_{load.tensor}_{len(self.shares)}", (*lead, *rows, *names), (*sizes, *rest), k.real)
+        rest = ([M if rows == ROW else N] if rows else []) + [Const(k.sizes[c], "int") for c in names]
+        buffer = t.Tensor(
+            f"d_{load.tensor}_{len(self.shares)}", (*lead, *([rows] if rows else []), *names), (*sizes, *rest), k.real
+        )
         self.shares.append(Share(load, buffer, rows))
-        k.store(buffer.name, tuple(place), v, k.guard(k.row_here() if rows == "r" else [], names), k.real)
+        k.store(buffer.name, tuple(place), v, k.guard(k.row_here() if rows == ROW else [], names), k.real)
 
     def finish(self, initial: tuple[Var, ...], left: tuple[Var, ...], wanted: tuple[Load, ...]) -> None:
         """The sums, and what stands above the loop, backwards."""

@@ -14,6 +14,7 @@ from attncc.expr.evaluate import evaluate
 from attncc.expr.nodes import Atom, Const, Expr, Op, Var, free_vars, rewrite, substitute
 from attncc.ir.free import free
 from attncc.ir.nodes import Contract, Frozen, Gradient, Keep, Let, Load, Rebind, Reduce, S, Scan, Spec, State, Weights
+from attncc.passes.chunk_gates import clamped
 from attncc.passes.mistakes import NotCompiled
 from attncc.schedule.adjoint import Adjoints
 from attncc.schedule.builder import Builder
@@ -95,6 +96,8 @@ class Token(Chunk):
             match node:
                 case Load(name, index) if name in self.now:
                     return self.read(name, index[2:])
+                case Load(name) if name in self.params and node.sort == "real":
+                    return clamped(node, self.params)  # what is declared holds, in every form
                 case Load(name, index) if name in self.arrays:
                     vars, body = self.arrays[name]
                     return substitute(body, dict(zip(vars, index, strict=True)))

@@ -23,6 +23,7 @@ from attncc.runtime.attention import Attention
 from attncc.runtime.inputs import made_up
 from attncc.runtime.warmup import full_sizes
 from tests.support.compare import error
+from tests.support.random_states import far, program
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "recurrent"
 CORPUS = Path(__file__).parents[1] / "specs" / "corpus" / "recurrences"
@@ -180,6 +181,13 @@ WRITTEN = {
 @pytest.mark.parametrize("name", WRITTEN)
 def test_programs_outside_the_algebra(name: str) -> None:
     check(WRITTEN[name], "recurrent", gradients=name != "largest and least")
+
+
+def test_random_programs_token_by_token() -> None:
+    for seed in range(24):
+        attn = attncc.compile(program(seed), backend="torch", form="recurrent")
+        found = far(attn, seed, torch.float64, "cpu", gradients=seed % 4 == 0)
+        assert not {n: e for n, e in found.items() if not e < 1e-11}, program(seed)
 
 
 # --- calls that go on -------------------------------------------------------------------------------------------------
