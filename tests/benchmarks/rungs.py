@@ -38,12 +38,15 @@ from tests.runtime.fake_cuda import Recorder
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "softmax"
 FILE = Path(rungs.__file__)
-BARE = {"forward": "turns=False", "backward": "lag=True"}
+SAME = "spare=24"
 """What every default says anyway: with it a half is compiled as asked, no other rung is tried."""
-CANDIDATES: Mapping[str, Sequence[str]] = {
-    "forward": ("", "late=False", "rounded=True", "late=False rounded=True", "keys=64", "keys=64 rounded=True"),
-    "backward": ("", "calm=True", "rows=64 share=keys started=False"),
-}
+MORE = {"forward": ("rounded=True", "keys=64", "keys=64 rounded=True"), "backward": ()}
+
+
+def candidates(which: str) -> tuple[str, ...]:
+    """The default, the rungs of the ladder, and more."""
+    rungs_of = (text.replace(f"partitioned.{which}.", "") for text in hopper_config.LADDER[which])
+    return tuple(dict.fromkeys(("", *rungs_of, *MORE[which])))
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +95,7 @@ def _class(text: str, D: int) -> rungs.Class:
 
 def tiles(which: str, candidate: str) -> str:
     """The candidate as `--tiles` says it."""
-    return " ".join(f"partitioned.{which}.{item}" for item in f"{BARE[which]} {candidate}".split())
+    return " ".join(f"partitioned.{which}.{item}" for item in f"{SAME} {candidate}".split())
 
 
 def unlisted() -> None:
@@ -117,7 +120,7 @@ def all_fitting(found: Sequence[Entry], which: str) -> dict[tuple[Entry, str], s
     tasks: dict[tuple[Entry, str], Wanted] = {}
     for entry in found:
         case = entry.case(torch.device("cpu"), short=True)
-        for candidate in CANDIDATES[which]:
+        for candidate in candidates(which):
             for half in wanted(case, "auto", 90, tiles=tiles(which, candidate)):
                 if half.which == which:
                     tasks[(entry, candidate)] = half
@@ -141,13 +144,13 @@ def chosen(found: Sequence[Entry], which: str) -> tuple[dict[rungs.Class, str], 
     rows: list[list[object]] = []
     logs: dict[rungs.Class, dict[str, list[float]]] = {}
     for entry in found:
-        fitting = [c for c in CANDIDATES[which] if not states[(entry, c)]]
+        fitting = [c for c in candidates(which) if not states[(entry, c)]]
         times = timed(entry, which, fitting) if torch.cuda.is_available() else {c: 1.0 for c in fitting}
         best = min(times.values(), default=1.0)
         mine = {c: math.log(ms / best) for c, ms in times.items()}
         known = logs.setdefault(entry.live, {c: [] for c in mine})
         logs[entry.live] = {c: [*known[c], x] for c, x in mine.items() if c in known}
-        shown = [f"{times[c]:.3f}" if c in times else "-" for c in CANDIDATES[which]]
+        shown = [f"{times[c]:.3f}" if c in times else "-" for c in candidates(which)]
         rows.append([f"{entry.name} D {entry.D}", entry.live[1], *shown])
         print(f"  {which} {entry.name} D {entry.D}: {len(fitting)} fit", flush=True)
     return {at: min(known, key=lambda c: sum(known[c])) for at, known in logs.items() if known}, rows
@@ -179,7 +182,7 @@ def main() -> None:
         new, rows = chosen(found, which)
         listed[which] = {**listed[which], **new}
         print(f"\n{which}, Triton {triton_version()}: milliseconds where a GPU was at hand, - where it does not fit")
-        print(table(("spec", "class", *(c or "default" for c in CANDIDATES[which])), rows))
+        print(table(("spec", "class", *(c or "default" for c in candidates(which))), rows))
         for at, candidate in sorted(new.items()):
             print(f"  {at[0]} {at[1]}: {candidate or 'default'}")
     if given.write:
