@@ -6,7 +6,8 @@ its states change. Channels of values are cut into parts with a program each whe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from attncc.expr.build import TRUE, conj, ivar, op
@@ -91,7 +92,10 @@ def columns_of(p: Problem) -> int:
     moved = any("e" not in {v.name for v in walk(x) if isinstance(v, Var)} for x in _values_read(p))
     if p.variant.target == "torch" or "e" in bound or moved or (shared and p.variant.in_place):
         return 0
-    columns = max(16, min(64, TILE // max(1, _rows(p))))
+    sizes = p.extents
+    over = [[a.index for a in s.axes if a.index != "e"] for s in p.recurrence.states if s not in shared]
+    rows = max([1, *(_product(sizes[a] for a in axes) for axes in over)])
+    columns = max(16, min(64, TILE // rows))
     return columns if columns < p.variant.E else 0
 
 
@@ -103,16 +107,16 @@ def _values_read(p: Problem) -> Iterator[Expr]:
             yield n.index[-1]
 
 
-def _rows(p: Problem) -> int:
-    """Elements of the largest state along all axes but e."""
+def _elements(p: Problem, columns: int) -> int:
+    """Elements of the largest state that a program holds, where it owns so many channels e."""
     sizes = p.extents
-    found = [1]
-    for s in p.recurrence.states:
-        n = 1
-        for a in s.axes:
-            n *= 1 << max(sizes[a.index] - 1, 0).bit_length() if a.index != "e" else 1
-        found.append(n)
-    return max(found)
+    return max(
+        [1, *(_product(sizes[a.index] if a.index != "e" else columns for a in s.axes) for s in p.recurrence.states)]
+    )
+
+
+def _product(sizes: Iterable[int]) -> int:
+    return math.prod(1 << max(n - 1, 0).bit_length() for n in sizes)
 
 
 class Walk:
@@ -296,7 +300,7 @@ def kernel(name: str, p: Problem, k: Token, *, each: int = 32) -> t.Kernel:
     scalars = ("B", "H", "G", "M", "N", *(c.name for c in p.spec.constants))
     if k.columns:
         grid = (t.GridAxis("e0", Const(p.variant.E, "int"), "tile", k.columns, "e"), *grid)
-    elements = _rows(p) * (k.columns or p.variant.E)
+    elements = _elements(p, k.columns or p.variant.E)
     warps = 1
     while warps < 16 and warps * 32 * each < elements:
         warps *= 2
