@@ -108,4 +108,6 @@ def weights_of(w: Weights) -> Expr:
     total: Expr = Reduce("sum", at(n.psi), (binder,))
     if n.z is not None:
         total = op("add", total, substitute(streamed(n.z), {X: x, SHIFT: top}))
+    if w.mask is not TRUE:
+        total = op("where", op("eq", total, ZERO), ONE, total)
     return op("div", at(n.phi), total)

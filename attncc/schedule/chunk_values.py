@@ -289,7 +289,8 @@ class Chunk:
 
     def _reduce(self, name: str, body: Expr, axis: str, size: Expr) -> Var:
         if name == "max":
-            full = op("where", self.inside[axis], body, Const(float("-inf"), "real"))
+            lowest = Const(-1e300 if self.real == "f64" else -3e38, "real")  # of what may be subtracted: no infinity
+            full = op("where", self.inside[axis], body, lowest)
             v = self.value(full if self.inside[axis] is not TRUE else body, "x")
             kept = tuple(a for a in self.b.type_of(v.name).axes if a.name != axis)
             return self.b.let("top", t.Type(kept, self.real), t.Reduce("max", v.name, axis), depth=self.b.depth(v))
