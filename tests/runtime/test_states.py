@@ -89,7 +89,7 @@ def results(
         total = sum(
             (x * torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view(x.shape)).sum() for x in (out, *last.values())
         )
-        grads = torch.autograd.grad(total, list(real.values()), allow_unused=True)  # type: ignore[arg-type]
+        grads = torch.autograd.grad(total, list(real.values()), allow_unused=True)
         found |= {
             f"d {n}": torch.zeros_like(x) if g is None else g for (n, x), g in zip(real.items(), grads, strict=True)
         }
@@ -113,7 +113,7 @@ def worst(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[floa
     return max((error(got[n].double(), wanted[n], wanted[n]), n) for n in wanted)
 
 
-def check(spec: str | Path, form: str, *, gradients: bool = True, states: bool = True, **sizes: int) -> Attention:
+def check(spec: str | Path, form: str, *, gradients: bool = True, states: bool = True, **sizes: Any) -> Attention:
     attn = attncc.compile(spec, backend="torch", form=form)
     inputs = given(attn, **sizes)
     first = some_states(attn, inputs) if states else {}
@@ -140,7 +140,7 @@ def test_examples(name: str, form: str) -> None:
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_classes_without_chunks(name: str) -> None:
-    sizes = {"H": 1, "G": 1} if name == "mamba1" else {}
+    sizes: dict[str, Any] = {"H": 1, "G": 1} if name == "mamba1" else {}
     attn = check(file(name), "auto", gradients=name not in NO_BACKWARD["recurrent"], **sizes)
     assert forms(attn) == {"recurrent"}
 
@@ -157,7 +157,7 @@ def test_auto_takes_few_tokens_one_by_one_and_their_gradients_in_chunks(name: st
 
 @pytest.mark.parametrize("sizes", [{"N": 1, "M": 0}, {"N": 0, "M": 0}, {"B": 0}, {"N": 21, "M": 4}, {"N": 5, "M": 5}])
 @pytest.mark.parametrize("form", ["chunk", "recurrent"])
-def test_lengths(form: str, sizes: dict[str, int]) -> None:
+def test_lengths(form: str, sizes: dict[str, Any]) -> None:
     check(file("gla"), form, **sizes)
 
 
@@ -195,7 +195,7 @@ def test_random_programs_token_by_token() -> None:
 
 @pytest.mark.parametrize("name", [n for n in STATEFUL if n not in ("cosformer", "retnet")])  # these read i itself
 def test_prefix_and_continuation_equal_the_whole(name: str) -> None:
-    attn = attncc.compile(file(name), backend="torch")
+    attn: Any = attncc.compile(file(name), backend="torch")
     inputs = given(attn)
     axes = {p.name: [a.index for a in p.axes] for p in attn._family.face.params}
     with torch.no_grad():
@@ -218,7 +218,7 @@ def cut(inputs: dict[str, Tensor], axes: dict[str, list[str]], first: int, count
 
 @pytest.mark.parametrize("name", ["gla", "linear_transformer", "gsa", "gated_delta", "ttt_linear"])
 def test_a_step_writes_over_the_states(name: str) -> None:
-    attn = attncc.compile(file(name), backend="torch")
+    attn: Any = attncc.compile(file(name), backend="torch")
     inputs = given(attn, torch.float32, M=1, N=1)
     state = some_states(attn, inputs)
     with torch.no_grad():
@@ -232,7 +232,7 @@ def test_a_step_writes_over_the_states(name: str) -> None:
 
 
 def test_strided_states() -> None:
-    attn = attncc.compile(file("gla"), backend="torch", form="recurrent")
+    attn: Any = attncc.compile(file("gla"), backend="torch", form="recurrent")
     inputs = given(attn, M=1, N=1)
     plain = some_states(attn, inputs)
     turned = {"S": plain["S"].mT.contiguous().mT}
@@ -269,7 +269,7 @@ def test_under_torch_compile() -> None:
     for run in (total, torch.compile(total, backend="aot_eager", fullgraph=True)):
         leaves = {n: x.clone().requires_grad_() for n, x in inputs.items()}
         start = {n: x.clone().requires_grad_() for n, x in first.items()}
-        run(leaves, start).backward()
+        run(leaves, start).backward()  # type: ignore[no-untyped-call]
         found.append([x.grad for x in (*leaves.values(), *start.values())])
     torch.testing.assert_close(*found)
 

@@ -29,11 +29,13 @@ def variant(
 ) -> Variant:
     assert spec.recurrence is not None
     first = tuple(s.name for s in spec.recurrence.states) if step else ()
-    captured = (*((p.name, "f32") for p in spec.params), *((f"{n}_first", "f32") for n in first))
+    captured: tuple[tuple[str, t.Dtype], ...] = tuple(
+        (n, "f32") for n in (*(p.name for p in spec.params), *(f"{n}_first" for n in first))
+    )
     return Variant(
         target, D, E, "f32" if target == "torch" else "bf16", captured, form="recurrent", grouped=False, first=first,
         in_place=step, gradients=gradients,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
