@@ -34,6 +34,18 @@ def _gluon(name: str) -> str:
     return text.replace(f"_{name}(", f"_{name}_gl(")
 
 
+def _chosen(count: int) -> str:
+    """A helper for `count` comparisons."""
+    sides = ", ".join(f"a{n}, b{n}" for n in range(count))
+    return f'''\
+@gluon.jit
+def _chosen{count}_gl(asm: gl.constexpr, x, {sides}):
+    """x where comparisons hold, which stay beside what they choose: there are few registers for truth values."""
+    given = [x, {sides}]
+    return gl.inline_asm_elementwise(asm, "=f,f{",r" * (2 * count)}", given, dtype=gl.float32, is_pure=True, pack=1)
+'''
+
+
 HELPERS: dict[str, str] = {
     "_add_shared_to_global": ADD_SHARED_TO_GLOBAL,
     "_recip_gl": '''\
@@ -43,6 +55,49 @@ def _recip_gl(x):
     asm: gl.constexpr = "rcp.approx.ftz.f32 $0, $1;"
     return gl.inline_asm_elementwise(asm, "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
 ''',
+    "_next_place_gl": """\
+@gluon.jit
+def _next_place_gl(places, full, empty, item, WARPS: gl.constexpr):
+    \"\"\"The place behind turn `item`, from the partition that takes places.\"\"\"
+    slot = item & 1
+    mbarrier.wait(full.index(slot), (item >> 1) & 1)
+    place = gl.max(places.index(slot).load(gl.BlockedLayout([1], [32], [WARPS], [0])), 0)
+    mbarrier.arrive(empty.index(slot), count=WARPS)
+    return place
+""",
+    "_take_place_gl": """\
+@gluon.jit
+def _take_place_gl(counter, places, full, empty, item, total):
+    \"\"\"Takes the next place that no program has, and passes it on; the last to count sets the counter back.\"\"\"
+    taken = gl.atomic_add(counter, 1, sem="relaxed")
+    gl.store(counter, 0, mask=taken == total - 1)
+    place = taken + gl.num_programs(0)
+    slot = item & 1
+    mbarrier.wait(empty.index(slot), 1 - ((item >> 1) & 1))
+    places.index(slot).store(gl.full([1], place, gl.int32, gl.BlockedLayout([1], [32], [1], [0])))
+    mbarrier.arrive(full.index(slot), count=1)
+    return place
+""",
+    "_words_gl": """\
+@gluon.jit
+def _words_gl(x):
+    \"\"\"Pairs of neighbours in a row as 32-bit words: halves of registers are dear where a loop carries them.\"\"\"
+    a, b = gl.split(x.reshape([x.shape[0], x.shape[1] // 2, 2]))
+    asm: gl.constexpr = "mov.b32 $0, {$1, $2};"
+    return gl.inline_asm_elementwise(asm, "=r,h,h", [a, b], dtype=gl.int32, is_pure=True, pack=1)
+""",
+    "_halves_gl": """\
+@gluon.jit
+def _halves_gl(words, dtype: gl.constexpr, layout: gl.constexpr):
+    \"\"\"The 16-bit values of `_words_gl`.\"\"\"
+    asm: gl.constexpr = "mov.b32 {$0, $1}, $2;"
+    a, b = gl.inline_asm_elementwise(
+        asm, "=h,=h,r", [words], dtype=(gl.int16, gl.int16), is_pure=True, pack=1
+    )
+    x = gl.join(a, b).reshape([words.shape[0], 2 * words.shape[1]])
+    return gl.convert_layout(x.to(dtype, bitcast=True), layout)
+""",
+    **{f"_chosen{n}_gl": _chosen(n) for n in (1, 2, 3, 4)},
     "_tanh_gl": _gluon("tanh"),
     "_expm1_gl": _gluon("expm1"),
     "_log1p_gl": _gluon("log1p"),

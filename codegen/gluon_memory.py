@@ -34,6 +34,8 @@ from attncc.tile.nodes import (
     Type,
 )
 
+SINGLE = "gl.SwizzledSharedLayout(1, 1, 1, [0])"
+"""Of single numbers that partitions pass each other."""
 NEAR = 256
 """Positions in a tile of so many, times a near stride, fit 32 bits."""
 
@@ -193,7 +195,8 @@ class Memory(Values):
                 self.w.line(f"tma.store_wait({pending})")
             case AllocShared(name, type_, depth):
                 extents = [depth, *(a.extent for a in type_.axes)]
-                layout = self.scope.named.shared(type_, len(type_.axes))
+                single = extents[1:] == [1]
+                layout = SINGLE if single else self.scope.named.shared(type_, len(type_.axes))
                 call = f"gl.allocate_shared_memory({DTYPES[type_.dtype]}, {extents}, {layout})"
                 self.w.line(f"{self.bind(name)} = {call}")
             case AllocBar(name, depth, count):

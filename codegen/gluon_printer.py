@@ -105,7 +105,7 @@ def _module(programs: list[Program], title: str, triton: tuple[int, int]) -> str
     w.lines(IMPORTS + (PLAIN_IMPORTS if others else "") + helper_imports(used, GLUON_IMPORTS))
     w.line()
     for name, text in named.defined.items():
-        w.line(f"{name} = gl.constexpr({text})")
+        w.lines(f"{name} = gl.constexpr({text})\n")
     shared = (PROCESSORS,) if any(works(k) for p in programs for k in p.kernels) else ()
     for text in (LAUNCH, DESCRIPTOR, *shared, *helpers(*programs), *own):
         w.line()
@@ -213,6 +213,7 @@ class _KernelPrinter:
         calls = []
         for part in parts:
             inside = Writer(1)
+            self.scope.warps = part.warps
             body = Body(inside, self.scope)
             body.statements(part.body)
             name = f"{self.kernel.name.removesuffix('_kernel')}_{part.name}"

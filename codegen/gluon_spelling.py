@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Collection, Mapping
 
 from attncc.codegen.gluon_layouts import BITS, Blocked, Layout, Mma, Operand, Slice
@@ -85,6 +87,16 @@ class Layouts:
                 name = f"BLOCKED_{'x'.join(map(str, shape))}_W{warps}"
                 text = _blocked(shape, run, warps)
         self.defined.setdefault(name, text)
+        return name
+
+    def comparison(self, steps: list[str], other: float) -> str:
+        """The name of the instructions that choose between a value and `other` by comparisons of pairs of integers."""
+        first, *rest = (f"setp.{step}{{}}.s32 p, ${2 * n + 2}, ${2 * n + 3}{{}};" for n, step in enumerate(steps))
+        lines = [first.format("", ""), *(x.format(".and", ", p") for x in rest)]
+        bits = struct.pack(">f", other).hex().upper()
+        name = "_".join(("WHERE", *(s.upper() for s in steps), *(() if math.isinf(other) else (f"ELSE_{bits}",))))
+        lines = ["{ .reg .pred p;", *lines, f"selp.f32 $0, $1, 0f{bits}, p; }}"]
+        self.defined.setdefault(name, "\n" + "".join(f'    "{line} "\n' for line in lines))
         return name
 
     def shared(self, type_: Type, rank: int) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from types import MappingProxyType
 
-from attncc.codegen.gluon_layouts import Layout, Mma, Operand
+from attncc.codegen.gluon_layouts import BITS, Layout, Mma, Operand
 from attncc.codegen.gluon_memory import Memory
 from attncc.codegen.gluon_spelling import DTYPES
 from attncc.codegen.gluon_values import Scope, shape
@@ -17,12 +18,14 @@ from attncc.expr.nodes import Var
 from attncc.tile.nodes import (
     Carry,
     Cast,
+    Claims,
     Convert,
     Count,
     Dot,
     DotWait,
     For,
     Full,
+    GridAxis,
     If,
     Iota,
     Let,
@@ -198,14 +201,30 @@ class Body(Memory):
             return
         if not isinstance(s.over, Count):
             raise InternalError("no Gluon spelling of a loop over ranges")
-        self.start(s.carried, _flying(s))
+        words = self._words(s.carried)
+        self.start(s.carried, _flying(s), words)
         lo, hi = s.over.lo, s.over.hi
         first = bounds(lo, self.scope.known).lo
         self.scope.known[Var(s.index, "int")] = Interval(first) if first > -math.inf else ALL
         limits = f"{self.scalar(lo)}, {self.scalar(hi)}"
         with self.w.block(f"for {self.bind(s.index)} in range({limits}):", s.note):
+            self._unpack(s.carried, words)
             self.statements(s.body)
-            self.end(s.carried, s.body)
+            self.end(s.carried, s.body, words)
+        self._unpack(s.carried, words)
+
+    def _words(self, carried: tuple[Carry, ...]) -> dict[str, str]:
+        """The names under which a loop carries its 16-bit tiles: packed in words, since it would shuffle halves."""
+        found = [c for c in carried if len(c.type.axes) == 2 and BITS[c.type.dtype] == 16]
+        return {c.name: self.bind(f"{c.name}_words") for c in found}
+
+    def _unpack(self, carried: tuple[Carry, ...], words: dict[str, str]) -> None:
+        for c in carried:
+            if c.name in words:
+                self.scope.helpers.add("_halves_gl")
+                layout = self.scope.named.register(self.scope.table[c.name])
+                text = f"_halves_gl({words[c.name]}, {DTYPES[c.type.dtype]}, {layout})"
+                self.w.line(f"{self.bind(c.name)} = {text}")
 
     def _work(self, s: For, over: Work) -> None:
         """One loop over the program's places, each decoded as the grid of a plain kernel is."""
@@ -216,28 +235,46 @@ class Body(Memory):
         count = " * ".join(self.scalar(a.extent, PRODUCT) for a in others) or "1"
         self.w.line(f"others = {count}")
         self.scope.known[Var(s.index, "int")] = Interval(0)
-        mine = "gl.cdiv(tiles * others - gl.program_id(0), gl.num_programs(0))"
-        with self.w.block(f"for {self.bind(s.index)} in range({mine}):", s.note):
-            self.w.line(f"place = gl.program_id(0) + {python_name(s.index)} * gl.num_programs(0)")
-            tile, rest = "place % tiles", "place // tiles"
-            if over.group is not None:
-                self.w.line(f"work_group = {self.scalar(over.group)}")
-                self.w.line("work_begin = place // (tiles * work_group) * work_group")
-                self.w.line("work_members = gl.minimum(work_group, others - work_begin)")
-                self.w.line("work_number = place % (tiles * work_group)")
-                tile, rest = "work_number // work_members", "work_begin + work_number % work_members"
-            self.w.line(f"work_tile = {tile}")
-            self.w.line(f"rest = {rest}")
-            number = "(tiles - 1 - work_tile)" if first.descending else "work_tile"
-            self.w.line(f"{self.bind(first.name)} = {number} * {first.tile}")
-            for n, axis in enumerate(others):
-                last = n == len(others) - 1
-                extent = self.scalar(axis.extent, PRODUCT)
-                self.w.line(f"{self.bind(axis.name)} = rest" + ("" if last else f" % {extent}"))
-                if not last:
-                    self.w.line(f"rest = rest // {extent}")
+        item = self.bind(s.index)
+        if over.claims is None:
+            mine = "gl.cdiv(tiles * others - gl.program_id(0), gl.num_programs(0))"
+            header = f"for {item} in range({mine}):"
+        else:
+            self.w.line(f"{item} = 0")
+            self.w.line("place = gl.program_id(0)")
+            header = "while place < tiles * others:"
+        with self.w.block(header, s.note):
+            if over.claims is None:
+                self.w.line(f"place = gl.program_id(0) + {item} * gl.num_programs(0)")
+            self._decode(first, others)
             self.statements(s.body)
             self.end(s.carried, s.body)
+            if over.claims is not None:
+                self._next_place(over.claims, over.taking, item)
+
+    def _decode(self, first: GridAxis, others: Sequence[GridAxis]) -> None:
+        """The place's number as positions along the grid's axes."""
+        self.w.line("work_tile = place % tiles")
+        self.w.line("rest = place // tiles")
+        number = "(tiles - 1 - work_tile)" if first.descending else "work_tile"
+        self.w.line(f"{self.bind(first.name)} = {number} * {first.tile}")
+        for n, axis in enumerate(others):
+            last = n == len(others) - 1
+            extent = self.scalar(axis.extent, PRODUCT)
+            self.w.line(f"{self.bind(axis.name)} = rest" + ("" if last else f" % {extent}"))
+            if not last:
+                self.w.line(f"rest = rest // {extent}")
+
+    def _next_place(self, claims: Claims, taking: bool, item: str) -> None:
+        """Taken for all partitions, or learnt from the one that takes."""
+        ring = ", ".join(self.use(n) for n in (claims.slots, claims.full, claims.empty))
+        if taking:
+            call = f"_take_place_gl({self.use(claims.counter)}, {ring}, {item}, tiles * others)"
+        else:
+            call = f"_next_place_gl({ring}, {item}, {self.scope.warps})"
+        self.scope.helpers.add(call.partition("(")[0])
+        self.w.line(f"place = {call}")
+        self.w.line(f"{item} += 1")
 
     def branch(self, s: If) -> None:
         self.w.comment(s.note)
@@ -249,23 +286,36 @@ class Body(Memory):
                 self.statements(body)
                 self.end(s.carried, body)
 
-    def start(self, carried: tuple[Carry, ...], flying: frozenset[str] = frozenset()) -> None:
+    def start(
+        self,
+        carried: tuple[Carry, ...],
+        flying: frozenset[str] = frozenset(),
+        words: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         """What is carried begins; products that a turn leaves unfinished are of a type of their own from the first."""
-        values = [self._as(c, c.start) for c in carried]
+        values = [self._as(c, c.start, words) for c in carried]
         for n, c in enumerate(carried):
             if c.name in flying and c.start not in self.flying:
                 values[n] = f"warpgroup_mma_init({values[n]})"
         self.flying |= flying
-        self.assign([self.bind(c.name) for c in carried], values)
+        self.assign([words.get(c.name) or self.bind(c.name) for c in carried], values)
 
-    def end(self, carried: tuple[Carry, ...], body: tuple[Stmt, ...]) -> None:
+    def end(
+        self, carried: tuple[Carry, ...], body: tuple[Stmt, ...], words: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         last = body[-1] if body else None
         if isinstance(last, Yield):
-            values = [self._as(c, v) for c, v in zip(carried, last.values, strict=True)]
-            self.assign([python_name(c.name) for c in carried], values)
+            values = [self._as(c, v, words) for c, v in zip(carried, last.values, strict=True)]
+            self.assign([words.get(c.name) or python_name(c.name) for c in carried], values)
 
-    def _as(self, c: Carry, value: str) -> str:
-        return self.value(value, self.scope.table[c.name]) if c.type.axes else self.use(value)
+    def _as(self, c: Carry, value: str, words: Mapping[str, str]) -> str:
+        if not c.type.axes:
+            return self.use(value)
+        text = self.value(value, self.scope.table[c.name])
+        if c.name not in words:
+            return text
+        self.scope.helpers.add("_words_gl")
+        return f"_words_gl({text})"
 
     def assign(self, names: list[str], values: list[str]) -> None:
         pairs = [(n, v) for n, v in zip(names, values, strict=True) if n != v]

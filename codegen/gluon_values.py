@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from attncc.codegen.boxes import Box
 from attncc.codegen.gluon_exprs import Leaf, Speller, Text, base_two
 from attncc.codegen.gluon_helpers import called
-from attncc.codegen.gluon_layouts import Layout, project
+from attncc.codegen.gluon_layouts import Layout, Mma, project
 from attncc.codegen.gluon_spelling import DTYPES, Layouts
 from attncc.codegen.scalars import CALL, SUM, TERNARY, python_name
 from attncc.codegen.writer import Writer
 from attncc.errors import InternalError
 from attncc.expr.interval import Interval
 from attncc.expr.nodes import Const, Expr, Var, free_vars
+from attncc.expr.nodes import Op as Applied
 from attncc.tile.nodes import AllocShared, Cast, Full, GridAxis, Iota, Map, Op, Rename, Tensor, Type
 
+MOST = 4
+"""Comparisons that are made together."""
 CHEAP = 8
 """Values of so many steps are computed again in a second layout instead of exchanged between threads."""
 
@@ -38,6 +41,8 @@ class Scope:
         self.known: dict[Expr, Interval] = {}
         self.helpers: set[str] = set()
         self.grid: tuple[GridAxis, ...] = ()
+        self.warps = 0
+        """Of the partition being printed."""
 
 
 class KernelSpeller(Speller):
@@ -140,13 +145,46 @@ class Values:
                 return steps if base is Const(0, "int") else f"{self.scalar(base, SUM)} + {steps}"
             case Map(body):
                 at = self.speller(type_, layout)
-                return self.spread(at.spell(body), type_, layout, at).text
+                return self._chosen(type_, layout, body) or self.spread(at.spell(body), type_, layout, at).text
             case Cast(value):
                 return f"{self.value(value, layout)}.to({DTYPES[type_.dtype]})"
             case Rename(value):
                 return self.value(value, layout)
             case _:
                 raise InternalError(f"{type(op).__name__} is not computed twice")
+
+    def _chosen(self, type_: Type, layout: Layout, body: Expr) -> str:
+        """A tensor core's values where integers compare as they should, else a constant; "" for all else."""
+        match body:
+            case Applied("where", (condition, x, Const(float(other)))) if isinstance(layout, Mma):
+                pass
+            case _:
+                return ""
+        compared = list(self._comparisons(condition))
+        if not 0 < len(compared) <= MOST or any(c is None for c in compared):
+            return ""
+        at = self.speller(type_, layout)
+        chosen = at.spell(x)
+        if chosen.axes != type_.names() or type_.dtype != "f32":
+            return ""
+        sides = [at.widen(at.spell(e), type_.names()).at(TERNARY) for c in compared if c is not None for e in c.args]
+        steps = [c.name for c in compared if c is not None]
+        helper, asm = f"_chosen{len(steps)}_gl", self.scope.named.comparison(steps, other)
+        self.scope.helpers.add(helper)
+        return f"{helper}({asm}, {chosen.at(TERNARY)}, {', '.join(sides)})"
+
+    def _comparisons(self, condition: Expr) -> Iterator[Applied | None]:
+        """The comparisons of integers that all must hold; None for what is another condition."""
+        match condition:
+            case Applied("and", (a, b)):
+                yield from self._comparisons(a)
+                yield from self._comparisons(b)
+            case Applied("lt" | "le" | "eq" | "ne", (a, _)) if a.sort == "int" and self.axes(condition):
+                yield condition
+            case Var(name) if isinstance(known := self.recipes.get(name), Map):
+                yield from self._comparisons(known.body)
+            case _:
+                yield None
 
     def spread(self, text: Text, type_: Type, layout: Layout, at: Speller) -> Text:
         """`text` over all axes of `type_`."""

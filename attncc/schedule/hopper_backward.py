@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from attncc.expr.build import TRUE, conj, op
-from attncc.expr.nodes import Const, Expr, Var, free_vars
+from attncc.expr.nodes import Const, Expr, Var
 from attncc.passes.differentiate import derivative
 from attncc.passes.simplify import scale
 from attncc.passes.stream import LOG2E
@@ -26,6 +26,7 @@ from attncc.schedule.config import Tiles
 from attncc.schedule.hopper_backward_stream import StagedStream, affine, packed, whole
 from attncc.schedule.hopper_backward_turns import Walk, walk_of
 from attncc.schedule.hopper_config import HopperBackward
+from attncc.schedule.masks import ends_inside
 from attncc.schedule.partitions import Ring, ring
 from attncc.schedule.ranges import Cut, Rows, visits
 from attncc.schedule.separate import separate
@@ -334,7 +335,7 @@ class _Keys:
         Rows past the end have an infinite Z. Keys past the end are outside of a mask whose bounds need no clamp.
         """
         p = self.p
-        clamped = any("N" in free_vars(a.upper) for a in p.by_row.alternatives)
+        clamped = bool(p.by_row.alternatives) and not ends_inside(p.by_row.alternatives)
         ends = () if p.normalised and not clamped else (self.own,) if p.normalised else (self.k.guards.row, self.own)
         allowed = conj(p.by_key.mask, *ends)
         return self.k.allowed(allowed) if masked and allowed is not TRUE else None

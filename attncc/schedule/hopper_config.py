@@ -33,8 +33,10 @@ class HopperForward:
     """Weights are summed under the next scores: shorter turns, more registers."""
     rounded: bool = False
     """Weights wait for their product in the inputs' dtype: fewer registers, longer turns."""
+    early: bool = False
+    """The product of the turn before is awaited ahead of the exponentials: with `rounded` weights, fewer registers."""
     resident: bool = True
-    """Where walks are short, a program stays on its multiprocessor and works at one place of the grid after another."""
+    """Where there is room, a program stays on its multiprocessor and works at one place of the grid after another."""
     turns: bool = False
     """Consumers take turns to issue their products, so that one's exponentials run under the other's products."""
 
@@ -44,8 +46,11 @@ class HopperForward:
         return REGISTERS // (128 * (self.consumers + 1)) // 8 * 8
 
 
+_TWO = " ".join(
+    f"partitioned.forward.{x}" for x in ("consumers=2", "registers=240", "early=False", "turns=False", "rounded=True")
+)
 LADDER: Mapping[str, tuple[str, ...]] = {
-    "forward": ("partitioned.forward.late=False", "partitioned.forward.rounded=True"),
+    "forward": (_TWO, f"{_TWO} partitioned.forward.keys=64"),
     "backward": (
         "partitioned.backward.calm=True",
         "partitioned.backward.rows=64 partitioned.backward.share=keys partitioned.backward.started=False",
@@ -56,9 +61,9 @@ LADDER: Mapping[str, tuple[str, ...]] = {
 
 def forward_plan(widest: int, demand: Demand) -> HopperForward:
     """The default for channels of at most `widest`, or what was found to fit better."""
-    found = HopperForward()
+    found = HopperForward(rounded=True)
     if widest <= 64:
-        found = HopperForward(depth=4, late=True)
+        found = HopperForward(consumers=3, depth=4, registers=160, rounded=True, early=True, turns=True)
     elif widest > 128:
         found = HopperForward(keys=64)
     return changed(found, FORWARD.get(class_of(widest, demand), ""))

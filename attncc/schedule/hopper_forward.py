@@ -5,7 +5,11 @@ Turn n of a consumer, software-pipelined by one product:
     S(n) = Q K(n)^T begins;  under it O is rescaled and the weights of turn n-1 are summed and rounded
     O += P(n-1) V(n-1) begins;  under it, once S(n) is there, P(n) = weights of S(n);  O is awaited
 
-so that between S(n) and S(n + 1) stand a maximum and the exponentials alone.
+so that between S(n) and S(n + 1) stand a maximum and the exponentials alone. An `early` O is awaited before the
+exponentials: P(n - 1) then makes room for P(n), and a third consumer fits.
+
+A program stays on its multiprocessor: the producer takes one place of the grid after another and fetches the next
+place's tiles while consumers end with theirs.
 
 Masked tiles take the first turns, in a loop of their own. The producer walks the same turns and knows nothing else.
 """
@@ -21,8 +25,8 @@ from attncc.expr.nodes import Const, Expr, Var, free_vars, walk
 from attncc.ir.nodes import Load
 from attncc.schedule.config import Tiles
 from attncc.schedule.hopper_config import ROOM, HopperForward
-from attncc.schedule.monotone import direction
-from attncc.schedule.partitions import ZERO, Buffers, Ring, Turns, buffers, ring, turns
+from attncc.schedule.masks import ends_inside
+from attncc.schedule.partitions import WARPS, ZERO, Buffers, Ring, Turns, buffers, parity, ring, turns
 from attncc.schedule.ranges import Cut, Rows, visits
 from attncc.schedule.stream import Guards, M, N, Problem, Stream, b, h
 from attncc.schedule.stream_forward import finish, initial_statistics, online, row_grid
@@ -38,6 +42,11 @@ def partitioned_forward(p: Problem, plan: HopperForward) -> t.Kernel:
     return _Forward(p, plan).kernel()
 
 
+def counter(p: Problem) -> t.Tensor:
+    """Counts the places that programs took."""
+    return t.Tensor(p.own("places_taken"), ("one",), (Const(1, "int"),), "i32")
+
+
 class _Forward:
     """The kernel under construction."""
 
@@ -45,13 +54,13 @@ class _Forward:
         self.p, self.plan = p, plan
         self.k = Stream(p, ("i", "j"))
         self.tile = plan.rows * plan.consumers
-        self.resident = plan.resident and short(p) and self._room()
+        self.resident = plan.resident and self._room()
         reads = [x for x in walk(p.attend.score) if isinstance(x, Load) and x.tensor not in ("q", "k")]
         self.by_key = any("j" in free_vars(e) for x in reads for e in x.index)
         n = p.attend.normaliser
-        self.stats = 3 if p.normalised else 0
-        """m, l and what sums of earlier turns are worth."""
-        self.late = n.psi is n.phi and plan.late and not plan.rounded
+        self.stats = 0 if not p.normalised else 2 if plan.early else 3
+        """m, l and, where O is rescaled a turn later, what sums of earlier turns are worth."""
+        self.late = n.psi is n.phi and plan.late and not plan.rounded and not plan.early
         """Whether weights are summed a turn later, under the next scores."""
 
     def kernel(self) -> t.Kernel:
@@ -65,7 +74,7 @@ class _Forward:
         parts = [self._partition(f"consumer{n}", 4, plan.registers, body) for n, body in enumerate(consumers)]
         parts.append(self._partition("producer", 1, plan.spare, self._producer))
         k.b.add(t.Partitions(tuple(parts)))
-        for name in ("q", "k", "v", "out"):
+        for name in ("q", "k", "v", "out", *((counter(self.p).name,) if self.resident else ())):
             k.tensors[name] = None
         grid = row_grid(self.p, Tiles(self.tile, plan.keys, Config()))
         config = Config(4, 1, plan.entry)
@@ -92,7 +101,8 @@ class _Forward:
                     body()
                     return (k.b.value(op("add", self.before, self.turns.total), "taken"),)
 
-                k.loop(t.Work(), "item", "", (taken,), place, "the places of this program", 1, "asc")
+                work = t.Work(self.claims, taking=warps == 1)
+                k.loop(work, "item", "", (taken,), place, "the places of this program", 1, "asc")
                 if warps > 1 and self.out is not None:
                     k.b.add(t.CopyWait(0))
             else:
@@ -127,8 +137,18 @@ class _Forward:
         k.b.add(t.AllocBar(self.v_ring.full, plan.depth))
         if plan.turns:
             self.turn = k.b.fresh("turn")
-            k.b.add(t.AllocBar(self.turn, c))
-            k.b.add(t.BarArrive(t.Bar(self.turn, ZERO)))
+            k.b.add(t.AllocBar(self.turn, c, WARPS))
+            k.b.add(t.BarArrive(t.Bar(self.turn, ZERO), WARPS))
+        if self.resident:
+            self._claims()
+
+    def _claims(self) -> None:
+        """What passes a place from the producer to the consumers."""
+        k = self.k
+        places = ring(k.b, "places", 2, self.plan.consumers)
+        slots = k.b.fresh("places")
+        k.b.add(t.AllocShared(slots, t.Type((t.Axis("one", 1),), "i32"), 2))
+        self.claims = t.Claims(counter(self.p).name, slots, places.full, places.empty)
 
     # --- the producer
 
@@ -178,7 +198,7 @@ class _Forward:
         state = acc
         if self.p.normalised:
             m, l = initial_statistics(k)
-            state = (m, l, l, *acc)
+            state = (*(m, l, l)[: self.stats], *acc)
         k.b.add(t.BarWait(t.Bar(self.q_ring.full, ZERO), self.q_ring.at(k.b, self.item)[1]))
         self._walk(state)
 
@@ -207,21 +227,35 @@ class _Forward:
         slot, phase = self.k_ring.at(k.b, self._at(n))
         k.b.add(t.BarWait(t.Bar(self.k_ring.full, slot), phase))
         if self.plan.turns:
-            k.b.add(t.BarWait(self._turn_of(self.c), Ring("", "", 1).at(k.b, self._at(n))[1]))
+            k.b.add(t.BarWait(self._turn_of(self.c), parity(k.b, self._at(n), 1)))
         s = self._scores(slot)
         if not first:
             state = self._product(op("sub", n, 1), state)
         stats, acc = state[: self.stats], state[self.stats : self.stats + len(self.values.names)]
         if self.plan.turns:
-            k.b.add(t.BarArrive(self._turn_of(self.c + 1)))
+            k.b.add(t.BarArrive(self._turn_of(self.c + 1), WARPS))
         s = k.b.let("s", k.b.type_of(s.name), t.DotWait(s.name, 0 if first else len(acc)))
-        new, w = self._weights(s, n, masked, stats)
+        ended: list[Var] = []
+
+        def end(*before: Var) -> None:
+            """The product of the turn before is awaited, behind `before`; with it both tiles of that turn are free."""
+            ended.extend(acc if first else self._awaited(acc, before))
+            k.b.add(self.k_ring.release(slot))
+
+        early = (lambda m: end(s, m)) if self.plan.early else (lambda m: None)
+        new, w = self._weights(s, n, masked, stats, early)
         _, phase = self.v_ring.at(k.b, self._at(n))
         k.b.add(t.BarWait(t.Bar(self.v_ring.full, slot), phase))
-        if not first:
-            acc = tuple(k.b.let("acc", k.b.type_of(a.name), t.DotWait(a.name, 0, (w.name,))) for a in acc)
-        k.b.add(self.k_ring.release(slot))
-        return (*new, *acc, self._rounded(w) if self.plan.rounded else w)
+        if not self.plan.early:
+            end(w)
+        elif self.p.normalised:
+            ended = [k.b.value(op("mul", a, new[2]), "acc") for a in ended]
+        return (*new[: self.stats], *ended, self._rounded(w) if self.plan.rounded else w)
+
+    def _awaited(self, acc: State, before: State) -> State:
+        """Products begun, awaited behind the values `before`."""
+        k, names = self.k, tuple(v.name for v in before)
+        return tuple(k.b.let("acc", k.b.type_of(a.name), t.DotWait(a.name, 0, names)) for a in acc)
 
     def _turn_of(self, consumer: int) -> t.Bar:
         """The barrier that lets a consumer issue its products."""
@@ -246,7 +280,7 @@ class _Forward:
         k, p = self.k, self.p
         stats, acc, w = state[: self.stats], state[self.stats : -1], state[-1]
         slot, _ = self.v_ring.at(k.b, self._at(n))
-        if p.normalised:
+        if p.normalised and not self.plan.early:
             m, l, alpha = stats
             if self.late:
                 l = self._summed(l, w, alpha)
@@ -264,17 +298,21 @@ class _Forward:
         added = self.k.b.let("added", self.k.b.over("i"), t.Reduce("sum", w.name, "j"))
         return self.k.b.value(op("add", op("mul", l, alpha), added), "l")
 
-    def _weights(self, s: Var, n: Expr, masked: bool, stats: State) -> tuple[State, Var]:
-        """The new statistics and the weights of a turn."""
+    def _weights(
+        self, s: Var, n: Expr, masked: bool, stats: State, between: Callable[[Var], None]
+    ) -> tuple[State, Var]:
+        """The new statistics and the weights of a turn; `between` stands before the exponentials."""
         k, p = self.k, self.p
         tile = self.turns.tile(n, masked and not isinstance(n, Const))
         k.keys(k.b.value(op("mul", tile, self.plan.keys), "j0"), self.plan.keys)
         k.guards = replace(k.guards, key=op("lt", k.key, N) if masked or self.by_key else Guards().key)
         score = k.scores(s)
-        allowed = k.allowed(p.by_row.mask, k.guards.key) if masked else None
+        ends = () if ends_inside(p.by_row.alternatives) else (k.guards.key,)
+        allowed = k.allowed(p.by_row.mask, *ends) if masked else None
         if not p.normalised:
+            between(s)
             return (), k.plain(p.attend.normaliser.phi, score, allowed, "w")
-        new = online(k, score, allowed, stats[0])
+        new = online(k, score, allowed, stats[0], between)
         l = stats[1] if self.late else self._summed(stats[1], new.psi, new.alpha)
         return (new.m, l, new.alpha), new.w
 
@@ -313,9 +351,3 @@ class _Forward:
         plan, rows = self.plan, self.plan.consumers * self.plan.rows
         taken = self._bytes("d", rows) + plan.depth * (self._bytes("d", plan.keys) + self._bytes("e", plan.keys))
         return taken + self._bytes("e", rows) <= ROOM
-
-
-def short(p: Problem) -> bool:
-    """Whether both ends of what a row sees move with it: walks are then short, and alike."""
-    ends = p.by_row.alternatives
-    return bool(ends) and all(direction(e, "i", p.rising) == 1 for a in ends for e in (a.lower, a.upper))

@@ -51,9 +51,12 @@ class Ring:
 
     def at(self, b: Builder, n: Expr) -> tuple[Expr, Expr]:
         """(slot, parity of its phase) at turn `n`."""
-        slot = simplify(op("mod", n, self.depth))
-        parity = simplify(op("mod", op("floordiv", n, self.depth), 2))
-        return _scalar(b, slot, "slot"), _scalar(b, parity, "phase")
+        return _scalar(b, simplify(op("mod", n, self.depth)), "slot"), parity(b, n, self.depth)
+
+
+def parity(b: Builder, n: Expr, depth: int) -> Expr:
+    """The parity of the phase at turn `n` of a barrier that is used every `depth` turns."""
+    return _scalar(b, simplify(op("mod", op("floordiv", n, depth), 2)), "phase")
 
 
 def ring(b: Builder, hint: str, depth: int, readers: int) -> Ring:

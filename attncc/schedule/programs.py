@@ -8,7 +8,7 @@ from attncc.schedule.captured import buffer, captures
 from attncc.schedule.heads import without_groups
 from attncc.schedule.hopper import forward_refusal
 from attncc.schedule.hopper_config import forward_plan
-from attncc.schedule.hopper_forward import partitioned_forward
+from attncc.schedule.hopper_forward import counter, partitioned_forward
 from attncc.schedule.hopper_programs import backward_program as hopper_backward
 from attncc.schedule.overrides import overridden
 from attncc.schedule.prune import prune
@@ -29,6 +29,7 @@ from attncc.schedule.stream import Problem
 from attncc.schedule.stream_backward import delta_kernel, keys_kernel, queries_kernel
 from attncc.schedule.stream_forward import forward_kernel
 from attncc.tile import nodes as t
+from attncc.tile.dialect import works
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,8 @@ def _forward(p: Problem, runs: tuple[Run, ...]) -> t.Program:
     steps: list[t.Step] = [*prologue(p, (kernel,)), *before, out]
     if p.normalised:
         steps.append(t.Alloc(stat(p, "lse")))
+    if works(kernel):
+        steps.append(t.Alloc(counter(p), 0.0))
     steps.append(t.Launch("forward_kernel"))
     kernels = tuple(map(prune, (*scans, kernel)))
     return t.Program("forward", inputs(p), scalars(p), kernels, tuple(steps), results, note)

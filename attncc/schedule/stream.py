@@ -20,6 +20,7 @@ from attncc.passes.simplify import scale
 from attncc.passes.stream import LOG2E, SHIFT, X, is_exponential, streamed
 from attncc.schedule.builder import Builder
 from attncc.schedule.config import channels
+from attncc.schedule.masks import apart
 from attncc.schedule.ranges import Visits
 from attncc.schedule.separate import LANE, Parts, in_steps, separate
 from attncc.schedule.variant import Variant
@@ -283,7 +284,7 @@ class Stream:
 
     def allowed(self, mask: Expr, *ends: Expr) -> Expr:
         """The predicate of a partial tile: the mask, and the ends of the axes that can be passed."""
-        return self.b.lower(conj(mask, *ends))
+        return self.b.lower(conj(apart(mask), *ends))
 
     def terms(self, e: Expr) -> Parts:
         """An expression of pairs as a sum of what it has by pair, by key and by query.

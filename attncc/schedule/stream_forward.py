@@ -7,6 +7,7 @@ constant term z joins the sum after the last key.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from attncc.expr.build import op
@@ -104,14 +105,20 @@ class Online:
     alpha: Var
 
 
-def online(k: Stream, score: Expr, allowed: Expr | None, m: Var) -> Online:
-    """The weights of one tile, relative to the running maximum `m` and the tile's own."""
+def online(
+    k: Stream, score: Expr, allowed: Expr | None, m: Var, between: Callable[[Var], None] = lambda m: None
+) -> Online:
+    """The weights of one tile, relative to the running maximum `m` and the tile's own.
+
+    `between` adds statements between the new maximum and the weights.
+    """
     n = k.p.attend.normaliser
     assert n.psi is not None
     x, top = _log_scores(k, score, allowed)
     if not k.p.exponential:  # its constants are exponentials of 0, and may not overflow beside small scores
         top = k.b.value(op("where", op("eq", top, NEVER), NEVER, op("max", top, ZERO)), "top")
     m_new = k.b.value(op("max", m, top), "m")
+    between(m_new)
     anchor = m_new
     if allowed is not None or not k.p.exponential:
         anchor = k.b.value(op("where", op("eq", m_new, NEVER), ZERO, m_new), "anchor", "finite in rows without a key")

@@ -6,7 +6,7 @@ operands' axes). Operations (`Op`) stand on the right of a Let; statements do th
 assignment form: a name is bound once per kernel, `For` and `If` bind the names they carry out.
 
     host        Program Tensor Scalar Alloc Launch Gather ScatterAdd SumAxes FirstLast
-    control     Kernel GridAxis For Carry Yield If Let   Ranges Interval Strided Listed Count Work
+    control     Kernel GridAxis For Carry Yield If Let   Ranges Interval Strided Listed Count Work Claims
     memory      Load Store ReduceAdd   AllocShared Slot CopyIn CopyOut CopyWait SharedLoad SharedStore Fence
     compute     Full Iota Map Reduce Scan Dot DotWait Cast SplitAxis JoinAxis Rename GatherAxis Pack Unpack Random
                 TriInverse TopK
@@ -333,15 +333,31 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True)
+class Claims:
+    """How the programs of a launch share its places, and the partitions of a program the places that it took.
+
+    `counter` is a tensor of one integer, 0 before and after a launch; `slots` a ring of single integers in shared
+    memory with barriers `full` and `empty`, the latter counting the warps of all that receive.
+    """
+
+    counter: str
+    slots: str
+    full: str
+    empty: str
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """The places in the grid that a program works at, one after another: a kernel whose partitions loop over its work
     is launched with as many programs as there are processors, at most one for each place.
 
-    The names of the grid's axes are bound inside such a loop alone. The first axis varies fastest; where `group` is
-    given, that many values of the others are taken together, and among these the first axis varies slowest.
+    The names of the grid's axes are bound inside such a loop alone; the first axis varies fastest. Without `claims`
+    a program's places are as far apart as there are programs. With them it takes the next place that no program has:
+    the one partition that is `taking` does so at the end of each turn, and passes the place on to the others.
     """
 
-    group: Expr | None = None
+    claims: Claims | None = None
+    taking: bool = False
 
 
 # --- statements -----------------------------------------------------------------------------------------------------

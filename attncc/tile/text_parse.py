@@ -180,7 +180,8 @@ class _Reader:
 
     def ranges(self, c: Cursor) -> t.Ranges | t.Count | t.Work:
         if c.accept("work"):
-            return t.Work(self.expr(c) if c.accept("by") else None)
+            claims = t.Claims(c.name(), c.name(), c.name(), c.name()) if c.accept("from") else None
+            return t.Work(claims, c.accept("taking"))
         if not (c.peek().text == "tiles" and c.peek(1).kind == "number"):
             lo = self.expr(c)
             c.expect("..")

@@ -10,6 +10,7 @@ from attncc.tile.hopper import REGISTERS, SHARED_BYTES
 from attncc.tile.verify_faults import PartitionError
 from attncc.tile.verify_scope import Checked, Place, uses
 
+ZERO = Const(0, "int")
 BYTES: dict[str, int] = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i64": 8, "i32": 4, "u8": 1, "bool": 1}
 
 
@@ -44,6 +45,7 @@ def _work(places: list[Place]) -> None:
     """Partitions take the same places in the same order: each in one loop over the same work, in no other body."""
     first: t.Work | None = None
     taken: set[str] = set()
+    takers = 0
     for place in places:
         s = place.stmt
         if not isinstance(s, t.For) or not isinstance(s.over, t.Work):
@@ -55,9 +57,12 @@ def _work(places: list[Place]) -> None:
         if s.order != "asc":
             raise place.error(PartitionError, "a loop over work goes up, in every partition")
         first = first or s.over
-        if s.over != first:
+        if s.over.claims != first.claims:
             raise place.error(PartitionError, "partitions take the places of their program in different orders")
         taken.add(place.partition)
+        takers += s.over.taking
+    if first is not None and takers != (first.claims is not None):
+        raise PartitionError(f"{takers} partitions take places for the others")
 
 
 def _written(s: t.Stmt) -> t.Slot | None:
@@ -107,6 +112,10 @@ def _barriers(places: list[Place]) -> None:
                 expects[bar.name] = place
             case t.CopyIn(_, _, _, bar):
                 copies[bar.name] = place
+            case t.For(over=t.Work(claims=t.Claims(_, _, full, empty))):
+                bar = t.Bar(full if full not in known else empty, ZERO)
+                waits |= {full, empty}
+                signals |= {full, empty}
             case _:
                 continue
         if bar.name not in known:

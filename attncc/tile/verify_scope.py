@@ -202,7 +202,7 @@ def yields(s: t.For | t.If) -> tuple[t.Yield, ...]:
 def range_names(over: t.Ranges | t.Count | t.Work) -> frozenset[str]:
     """Names that a loop's bounds read."""
     if isinstance(over, t.Work):
-        return frozenset() if over.group is None else free_vars(over.group)
+        return frozenset()
     if isinstance(over, t.Count):
         return free_vars(over.lo) | free_vars(over.hi)
     names = free_vars(over.extent)

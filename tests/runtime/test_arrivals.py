@@ -270,9 +270,9 @@ def test_the_main_loops_of_a_compiled_forward_do_without_meetings(tmp_path: Path
     pytest.importorskip("triton")
     from tests.codegen.gluon_cubin import compile_kernel
 
-    unit = analyse(SPECS["causal"], 64, 64)
+    unit = analyse(SPECS["causal"], 128, 128)
     assert unit.attend is not None and unit.by_row is not None and unit.by_key is not None
-    variant = Variant("gluon", 64, 64, "bf16", grouped=False)
+    variant = Variant("gluon", 128, 128, "bf16", grouped=False)
     program = stream(Problem(unit.spec, unit.attend, unit.by_row, unit.by_key, variant)).forward
     compile_kernel(program, next(k for k in program.kernels if k.name == "forward_kernel"), tmp_path)
     before = (tmp_path / "kernel.ptx").read_text()

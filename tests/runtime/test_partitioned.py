@@ -8,6 +8,7 @@ import os
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,6 +42,8 @@ def hopper(lib: Recorder, fresh: Path, shared: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(assemble, "SERIALISED", ())
     monkeypatch.setattr(attention, "mode_of", lambda backend, device: "torch" if backend == "torch" else "cuda")
     monkeypatch.setattr(attention, "place_of", lambda device, mode: Place(mode, 90))
+    properties = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     return lib
 
 

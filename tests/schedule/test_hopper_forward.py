@@ -17,7 +17,6 @@ from attncc.codegen.gluon_spelling import TESTED
 from attncc.driver import analyse, load
 from attncc.ir.nodes import Spec
 from attncc.reference import evaluate
-from attncc.schedule import hopper_forward
 from attncc.schedule.programs import stream
 from attncc.schedule.stream import Problem
 from attncc.schedule.variant import Layout, Variant
@@ -109,11 +108,10 @@ class Case:
         return Problem(unit.spec, unit.attend, unit.by_row, unit.by_key, variant)
 
     def program(self, resident: bool | None = None, **plan: object) -> Program:
-        """The verified program; `resident` decides what the plan leaves to the length of rows."""
-        with pytest.MonkeyPatch.context() as m:
-            if resident is not None:
-                m.setattr(hopper_forward, "short", lambda p: resident)
-            program = stream(self.problem(tiles=tiles(**plan))).forward
+        """The verified program; `resident` decides what the plan leaves to the room there is."""
+        if resident is not None:
+            plan = {**plan, "resident": resident}
+        program = stream(self.problem(tiles=tiles(**plan))).forward
         assert resident is None or works(kernel(program)) == resident
         assert not program.note and partitioned(kernel(program))
         verify(program)
@@ -183,6 +181,9 @@ PLANS: dict[str, dict[str, Any]] = {
     "rounded and late": {"rounded": True, "late": True},
     "in turns": {"turns": True},
     "in turns by three": {"turns": True, "consumers": 3, "registers": 160},
+    "awaited early": {"early": True},
+    "awaited late": {"early": False, "turns": False, "consumers": 2, "registers": 240},
+    "awaited late, not rounded": {"early": False, "rounded": False, "turns": False, "consumers": 2, "registers": 240},
     "tall": {"rows": 32, "keys": 16},
     "wide": {"rows": 16, "keys": 32, "depth": 3},
 }

@@ -117,7 +117,7 @@ EVERY_STMT: tuple[t.Stmt, ...] = (
     t.For("n", t.Ranges(8, ivar("N"), ()), (), (t.Yield(()),), "j"),
     t.For("tiles", t.Count(ivar("tiles"), ivar("N")), (), (t.Fence(),), order="asc"),
     t.For("item", t.Work(), CARRY, (t.Yield(("m", "flag")),), order="asc", note="places"),
-    t.For("item", t.Work(op("max", ivar("work"), 1)), (), (t.Fence(),), order="asc"),
+    t.For("item", t.Work(t.Claims("work", "taking", "full", "empty"), True), (), (t.Fence(),), order="asc"),
     t.If(op("lt", ivar("n"), 1), (t.Yield(("a", "b")),), (t.Yield(("c", "d")),), CARRY, "choice"),
     t.If(TRUE, (t.Fence(),), ()),
     t.AllocShared("ring", TILE, 3),
@@ -203,9 +203,9 @@ def test_numbers_keep_their_kind() -> None:
 
 
 def test_partitioned_programs_read_well() -> None:
-    work = t.For("item", t.Work(op("max", ivar("N"), 1)), (), (t.BarArrive(BAR, 4),), order="asc")
+    work = t.For("item", t.Work(t.Claims("count", "s", "f", "e"), True), (), (t.BarArrive(BAR, 4),), order="asc")
     text = dump_kernel(t.Kernel("k", (), (), (), (work, t.Let("x", TILE, t.DotWait("s", 0, ("p", "q"))))))
-    assert "  for item in work by max(N, 1) asc\n" in text
+    assert "  for item in work from count s f e taking asc\n" in text
     assert "    BarArrive(full[n], count=4)\n" in text
     assert "  x: f32[i 16, j 8] = DotWait(s, 0, after=[p, q])\n" in text
     assert "count" not in dump_kernel(t.Kernel("k", (), (), (), (t.BarArrive(BAR),)))

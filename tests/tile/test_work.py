@@ -73,11 +73,23 @@ def test_the_program_is_good_and_comes_back() -> None:
     assert works(doubling().kernels[0]) and parse(dump(doubling())) == doubling()
 
 
-@pytest.mark.parametrize("group", ["", " by 1", " by max(N // 8, 1)"])
+CLAIMED = (
+    ("doubled(x, y; H, N)", "doubled(x, y, taken; H, N)"),
+    ("    AllocBar(full, 1)\n", "    AllocBar(full, 1)\n    AllocBar(told, 2)\n    AllocBar(heard, 2, count=4)\n"),
+    ("    AllocBar(full, 1)\n", "    AllocBar(full, 1)\n    AllocShared(places, i32[one 1], depth=2)\n"),
+    ("for n in work asc", "for n in work from taken places told heard taking asc"),
+    ("for m in work asc", "for m in work from taken places told heard asc"),
+    ("  Launch(doubled)", "  Alloc(taken[one: 1] i32, fill=0.0)\n  Launch(doubled)"),
+)
+"""Programs that take the next place which no other has."""
+
+
+@pytest.mark.parametrize("how", [(), CLAIMED], ids=["strided", "claimed"])
 @pytest.mark.parametrize(("h", "n"), [(3, 20), (1, 1), (2, 8), (0, 20), (2, 0)])
-def test_every_place_is_worked_at_once(h: int, n: int, group: str) -> None:
-    program = replaced(("in work asc", f"in work{group} asc"))
+def test_every_place_is_worked_at_once(h: int, n: int, how: tuple[tuple[str, str], ...]) -> None:
+    program = replaced(*how)
     verify(program)
+    assert parse(dump(program)) == program
     for seed in range(20):
         assert (run_program(program, {"x": rows(h, n)}, seed=seed).outputs["y"] == 2 * rows(h, n)).all()
 
@@ -125,8 +137,11 @@ def test_a_place_worked_at_twice_is_stored_twice() -> None:
         ([("at: i32[j 8] = Iota(j0)", "j0: i32[j 8] = Iota(0)")], ScopeError, "j0 is defined a second time"),
         ([("for n in work asc", "for n in work")], PartitionError, "goes up"),
         ([("for n in work asc", "for n in work desc")], PartitionError, "goes up"),
-        ([("for n in work asc", "for n in work by 2 asc")], PartitionError, "in different orders"),
-        ([("for n in work asc", "for n in work by G asc")], ScopeError, "G is not in scope"),
+        ([*CLAIMED[:3], CLAIMED[3], CLAIMED[5]], PartitionError, "in different orders"),
+        ([*CLAIMED, (" taking asc", " asc")], PartitionError, "0 partitions take places"),
+        ([*CLAIMED, ("told heard asc", "told heard taking asc")], PartitionError, "2 partitions take places"),
+        ([("for n in work asc", "for n in work taking asc")], PartitionError, "1 partitions take places"),
+        ([*CLAIMED, ("    AllocBar(heard, 2, count=4)\n", "")], PartitionError, "heard is not allocated"),
         (
             [("          BarWait(empty", "          for k in work asc\n            Fence()\n          BarWait(empty")],
             PartitionError,
