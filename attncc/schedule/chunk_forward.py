@@ -11,8 +11,10 @@ from attncc.expr.nodes import Const, Expr, Var
 from attncc.schedule.chunk import Forward, Problem, pairs_of
 from attncc.schedule.chunk_values import WHOLE
 from attncc.schedule.given import last_of
+from attncc.schedule.late import late
 from attncc.schedule.prune import prune
 from attncc.tile import nodes as t
+from attncc.tile.verify_scope import operands
 
 B, H, M, N = (ivar(x) for x in "BHMN")
 
@@ -28,7 +30,9 @@ def meets(kernel: t.Kernel) -> set[str]:
     def go(body: tuple[t.Stmt, ...]) -> None:
         for s in body:
             match s:
-                case t.Let(_, _, t.Dot(_, _, axis)) | t.Let(_, _, t.Reduce(_, _, axis) | t.Scan(_, _, axis)):
+                case t.Let(_, _, t.Dot(_, _, axis) | t.Reduce(_, _, axis) | t.Scan(_, _, axis)):
+                    found.add(axis)
+                case t.Let(_, _, t.GatherAxis(_, _, axis)):
                     found.add(axis)
                 case t.For(body=inner):
                     go(inner)
@@ -134,14 +138,15 @@ def weights_kernel(p: Problem, reserved: tuple[str, ...]) -> tuple[t.Kernel, tup
     return chunk_kernel("weights_kernel", f, first.name), tensors
 
 
-def chunk_kernel(name: str, f: Forward, first: str) -> t.Kernel:
+def chunk_kernel(name: str, f: Forward, first: str, columns: Mapping[str, int] = WHOLE) -> t.Kernel:
     """A kernel with a program for every chunk of a head."""
     p = f.p
-    grid = (t.GridAxis(first, N, "tile", f.count, "i"), t.GridAxis("h", H, "batch"), t.GridAxis("b", B, "batch"))
+    *parts, h, b = grid_of(columns, p)
+    grid = (*parts, t.GridAxis(first, N, "tile", f.count, "i"), h, b)
     scalars = ("B", "H", "G", "M", "N", *(c.name for c in p.spec.constants))
-    warps = 8 if f.count * max(p.variant.D, p.variant.E) > 4096 else 4
+    warps = 8 if f.count * max(p.variant.D, p.variant.E) > 4096 and (p.halves or not columns) else 4
     body = tuple(f.k.b.scope.statements)
-    return prune(t.Kernel(name, grid, tuple(f.k.tensors), scalars, body, t.Config(warps, 1)))
+    return late(prune(t.Kernel(name, grid, tuple(f.k.tensors), scalars, body, t.Config(warps, 1))))
 
 
 def carries(f: Forward, states: tuple[Var, ...], depth: int) -> tuple[tuple[t.Carry, ...], tuple[Var, ...]]:
@@ -175,13 +180,22 @@ def walk_kernel(name: str, f: Forward, columns: Mapping[str, int]) -> t.Kernel:
 def stages(kernel: t.Kernel, p: Problem) -> int:
     """How many turns of a walk have their loads under way at once: as many as shared memory holds, three at most.
 
-    A turn takes the tiles that it loads. The products of a turn pass through as much as half of that, 24 KiB at least.
+    Tiles that only products read stay where they are until the products are done; others are held a turn less. Beside
+    them there is room for a state and for the weights of a chunk, as operands.
     """
     if p.variant.dtype not in ("f16", "bf16"):
         return 1
-    loops = [s for s in kernel.body if isinstance(s, t.For)]
-    lets = [s for loop in loops for s in loop.body if isinstance(s, t.Let) and isinstance(s.op, t.Load)]
-    tiles = [s.type for s in lets if len(s.type.axes) == 2]
-    turn = sum(_BYTES.get(x.dtype, 4) * math.prod(a.extent for a in x.axes) for x in tiles)
-    room = ROOM[90 if p.variant.capability >= 90 else 80]
-    return next((n for n in (3, 2) if (n - 1) * turn + max(24 * 1024, turn // 2) <= room), 1)
+    lets = [x for s in kernel.body if isinstance(s, t.For) for x in s.body if isinstance(x, t.Let)]
+    types = {s.name: s.type for s in lets}
+    once = {s.op.value: s.name for s in lets if isinstance(s.op, t.Rename)}
+    other = {n for s in lets if isinstance(s.op, t.Map | t.Cast | t.Reduce) for n in operands(s.op)}
+
+    def bytes_of(type: t.Type) -> int:
+        return _BYTES.get(type.dtype, 4) * math.prod(a.extent for a in type.axes)
+
+    tiles = [s.name for s in lets if isinstance(s.op, t.Load) and len(s.type.axes) == 2]
+    turn = sum(bytes_of(types[n]) for n in tiles)
+    kept = sum(bytes_of(types[n]) for n in tiles if not {n, once.get(n, n)} & other)
+    room = ROOM[90 if p.variant.capability >= 90 else 80] - 16 * 1024
+    room -= max((bytes_of(c.type) // 2 for s in kernel.body if isinstance(s, t.For) for c in s.carried), default=0)
+    return next((n for n in (3, 2) if (n - 1) * turn + kept <= room), 1)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from attncc.expr.build import ivar, op
 from attncc.expr.nodes import Const, Expr, Var
 from attncc.ir.nodes import Load
-from attncc.passes.chunk_form import Held
+from attncc.passes.chunk_form import OPEN, Held
 from attncc.schedule.adjoint import Adjoints
 from attncc.schedule.chunk import Forward, Problem
 from attncc.schedule.chunk_backward import B, Backward, H, Share, inside, place, start_of
@@ -142,9 +142,9 @@ class _Adjoint(_Chunks):
 
 
 class _Gradients(_Chunks):
-    def __init__(self, p: Problem, f: Forward, homes: Mapping[str, t.Tensor]) -> None:
+    def __init__(self, p: Problem, f: Forward, homes: Mapping[str, t.Tensor], wanted: tuple[str, ...]) -> None:
         super().__init__(p, f)
-        self.homes = homes
+        self.homes, self.wanted = homes, frozenset(wanted)
 
     def home(self, load: Load) -> t.Tensor | None:
         """The gradient itself, for the only share in it, which has its axes."""
@@ -154,8 +154,9 @@ class _Gradients(_Chunks):
         plain = plain and all(isinstance(x, Var) and x.name in self.p.extents for x in load.index[3:])
         return self.homes.get(load.tensor) if plain and self.count[load.tensor] == 1 else None
 
-    def kernel(self) -> t.Kernel:
+    def kernel(self, name: str, columns: Mapping[str, int]) -> t.Kernel:
         k, f, held = self.k, self.f, self.p.form.states
+        self.tag = f"{name.removeprefix('gradients_kernel')[1:]}_"
         first = k.b.position("first")
         self.each = k.b.value(op("floordiv", first, f.count), "chunk")
         likes = f.initial()
@@ -167,12 +168,45 @@ class _Gradients(_Chunks):
         self.seed(within, new, after, out)
         within.run()
         self.store(within)
-        return chunk_kernel("gradients_kernel", f, first.name)
+        return chunk_kernel(name, f, first.name, columns)
 
 
-def gradients_kernel(
+UNDIVIDED, UNGATED = 64, 128
+"""Channels up to which one kernel computes all gradients of a chunk, and if no state has a gate. A kernel for each axis
+reads most inputs once more, but keeps less in registers."""
+
+
+def groups(p: Problem) -> tuple[tuple[str, ...], ...]:
+    """The inputs whose gradients one kernel computes: those along one axis together, where there are many channels."""
+    gated = any(s.gate != OPEN or s.beside != OPEN or s.scale for s in p.form.states)
+    if max(p.variant.D, p.variant.E) <= (UNDIVIDED if gated else UNGATED):
+        return (p.variant.gradients,)
+    axes = {"q": "d", "k": "d", "v": "e"} | {x.name: x.axes[-1].index if x.axes else "" for x in p.spec.params}
+    found: dict[str, list[str]] = {}
+    for n in p.variant.gradients:
+        found.setdefault(axes[n] if axes[n] in ("d", "e") else "", []).append(n)
+    return tuple(map(tuple, found.values()))
+
+
+def gradients_kernels(
     p: Problem, reserved: tuple[str, ...], homes: Mapping[str, t.Tensor]
-) -> tuple[t.Kernel, tuple[Share, ...]]:
+) -> tuple[tuple[t.Kernel, ...], tuple[Share, ...]]:
     """The gradients of what the tokens read, chunk by chunk; `homes` are the results that may be written at once."""
-    found = _Gradients(p, Forward(p, reserved), homes)
-    return found.kernel(), tuple(found.shares)
+    kernels: list[t.Kernel] = []
+    shares: list[Share] = []
+    for n, wanted in enumerate(groups(p)):
+        made: list[_Gradients] = []
+        name = f"gradients_kernel_{n}" if n else "gradients_kernel"
+
+        def make(
+            columns: Mapping[str, int],
+            wanted: tuple[str, ...] = wanted,
+            name: str = name,
+            made: list[_Gradients] = made,
+        ) -> t.Kernel:
+            made.append(_Gradients(p, Forward(p, reserved, columns), homes, wanted))
+            return made[-1].kernel(name, columns)
+
+        kernels.append(blocks(p, make))
+        shares += made[-1].shares
+    return tuple(kernels), tuple(shares)

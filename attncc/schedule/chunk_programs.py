@@ -11,7 +11,7 @@ from attncc.passes.mistakes import NotCompiled
 from attncc.schedule.chunk import Forward, Problem, pairs_of, problem
 from attncc.schedule.chunk_backward import chunks_kernel, collected, start_of, starts, states_kernel
 from attncc.schedule.chunk_forward import forward_kernel, last_tensors, weights_kernel
-from attncc.schedule.chunk_parallel import adjoints_kernel, buffers, end_of, gradients_kernel
+from attncc.schedule.chunk_parallel import adjoints_kernel, buffers, end_of, gradients_kernels
 from attncc.schedule.chunk_parallel import states_kernel as states_of_chunks
 from attncc.schedule.chunk_values import ROLES
 from attncc.schedule.given import last_of
@@ -78,17 +78,17 @@ def _parallel(p: Problem) -> t.Program:
     f, reserved = Forward(p), _reserved(p)
     homes = {n: gradient(p, n) for n in p.variant.gradients}
     states, (adjoints, early) = states_of_chunks(p, reserved), adjoints_kernel(p, reserved)
-    gradients, late = gradients_kernel(p, reserved, homes)
+    gradients, late = gradients_kernels(p, reserved, homes)
     last = last_tensors(p, f.k.real)
     given = (*inputs(p), tensor(p, "out"), tensor(p, "d_out"), *(replace(x, name=f"d_{x.name}") for x in last))
     before, steps = _weights(p)
     steps += tuple(t.Alloc(x) for x in buffers(p, f))
     steps += (t.Launch(states.name), *(t.Alloc(s.buffer) for s in early), t.Launch(adjoints.name))
-    steps += (*(t.Alloc(s.buffer) for s in late), t.Launch(gradients.name))
+    steps += (*(t.Alloc(s.buffer) for s in late), *(t.Launch(x.name) for x in gradients))
     for name in p.variant.gradients:
         steps += collected(p, name, (*early, *late), homes[name], f.k.real)
     outputs = tuple(f"d_{n}" for n in p.variant.gradients)
-    return t.Program("backward", given, scalars(p), (*before, states, adjoints, gradients), steps, outputs)
+    return t.Program("backward", given, scalars(p), (*before, states, adjoints, *gradients), steps, outputs)
 
 
 def _reserved(p: Problem) -> tuple[str, ...]:
