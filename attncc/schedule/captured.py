@@ -5,7 +5,7 @@ A read x[index] of the score gets dS * (d score / d x) at every pair. The indice
     neither i nor j   a row sum per program of the dQ kernel, then over its tile: one number per (b, h, tile)
     i alone           the row sum itself, one number per (b, h, row)
     j alone           the column sum of the dK/dV kernel, one number per (b, h, key)
-    both              an addition at the read's own index, in memory
+    both              an addition at the read's own index, in memory; where sums have one order, a number per pair
 """
 
 from __future__ import annotations
@@ -86,8 +86,21 @@ def buffer(c: Capture, p: Problem, rows: int) -> t.Tensor:
             return t.Tensor(c.buffer, ("b", "h", "r"), (B, H, M), real)
         case "key":
             return t.Tensor(c.buffer, ("b", "h", "j"), (B, H, N), real)
+        case "pair" if apart(c, p):
+            return t.Tensor(c.buffer, ("b", "h", "r", "j"), (B, H, M, N), real)
         case "pair":
             return _pair_buffer(c, p)
+
+
+def apart(c: Capture, p: Problem) -> bool:
+    """Whether every pair keeps its share for itself, so that batches and heads are summed in one order afterwards.
+
+    That is a tensor as large as one with all axes; the capture itself has those of the queries and the keys.
+    """
+    names = [at.name if isinstance(at, Var) else "" for at in c.load.index]
+    rows = all(_axis(p, c, n) == "m" for n, name in enumerate(names) if name == "i")
+    plain = len(names) == len(set(names)) and {"i", "j"} <= set(names) <= {"b", "h", "i", "j"}
+    return p.variant.ordered and c.place == "pair" and plain and rows
 
 
 def _pair_buffer(c: Capture, p: Problem) -> t.Tensor:
@@ -112,7 +125,7 @@ def collect(c: Capture, p: Problem, source: t.Tensor, out: t.Tensor, add: bool) 
     """
     table = next((x for x in p.attend.tables if x.name == c.load.tensor), None)
     index = table.index if table is not None else c.load.index
-    if c.place == "pair" and table is None:
+    if c.place == "pair" and table is None and not apart(c, p):
         index = tuple(ivar(a) for a in source.axes)
     shift = op("sub", N, M)
     heads = op("floordiv", ivar("h"), op("floordiv", H, G)) if p.variant.grouped else ivar("h")

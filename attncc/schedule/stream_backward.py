@@ -20,7 +20,7 @@ from attncc.ir.nodes import S
 from attncc.passes.differentiate import derivative
 from attncc.passes.simplify import simplify
 from attncc.passes.stream import LOG2E
-from attncc.schedule.captured import Capture, split_coefficient
+from attncc.schedule.captured import Capture, apart, split_coefficient
 from attncc.schedule.config import Tiles
 from attncc.schedule.monotone import direction
 from attncc.schedule.ranges import Cut, Rows, visits
@@ -200,6 +200,9 @@ def _add_pairs(k: Stream, c: Capture, ds: Var) -> None:
         at_row = param is not None and param.axes[n].index == "m"
         index.append(k.row if at_row else k.b.value(at, "at"))
     guard = k.b.lower(conj(k.guards.row, k.guards.key))
+    if apart(c, k.p):
+        k.b.add(t.Store(c.buffer, (b, k.head(), k.row, k.key), share.name, guard))
+        return
     k.b.add(t.ReduceAdd(c.buffer, tuple(index), share.name, "atomic", guard))
 
 

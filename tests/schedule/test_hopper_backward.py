@@ -140,6 +140,19 @@ def test_reads_by_row_end_where_the_rows_do(score: str, shape: tuple[int, ...]) 
     assert _distance(case.run(program)["d_heat"], case.wanted["heat"]) < 8e-3
 
 
+@pytest.mark.parametrize("axes", ["b, h, m, n", "h, m, n", "m, n", "b, m, n"])
+def test_gradients_of_pairs_add_up_in_one_order(axes: str) -> None:
+    at = axes.replace("m", "i").replace("n", "j")
+    text = f"attention biased(w: real[{axes}]):\n    mask = j <= i\n    out  = softmax(q @ k / sqrt(D) + w[{at}]) @ v\n"
+    case = Case(text, (2, 4, 2, 130, 150, 64, 64))
+    program = stream(case.problem(ordered=True)).backward
+    assert program is not None and is_partitioned(program)
+    verify(program, deterministic=True)
+    case.check(program)
+    found, again = (case.run(program, seed)["d_w"] for seed in (0, 1))
+    assert (found == again).all() and _distance(found, case.wanted["w"]) < 8e-3
+
+
 PLANS = {
     "at once": HopperBackward(lag=False),
     "calm": HopperBackward(calm=True),
