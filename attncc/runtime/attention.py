@@ -304,25 +304,32 @@ class Attention:
         gradients: bool = True,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        states: Last = "none",
         **rest: Any,
     ) -> None:
         """Compiles what a call will need, without running it.
 
         Either `warmup(q, k, v, **captured)` with the tensors of a call, or `warmup(B=.., H=.., N=.., D=..)` with its
         sizes (G is H, M is N and E is D where not given), a dtype and a device. `gradients` also compiles the
-        backward: of the tensors that require one, or of all.
+        backward: of the tensors that require one, or of all. `states` is of a state program: "new" for a call that
+        brings all states and returns them, "over" for a step.
         """
+        gradients = gradients and states != "over"
         if q is not None:
-            plan, tensors = self.plan(q, k, v, rest)
+            state = rest.pop("state", {})
+            plan, tensors = self.plan(q, k, v, rest, state, states)
             needs = tuple(t.requires_grad for t in tensors)
         else:
             where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             usual = torch.float32 if where.type == "cpu" else torch.bfloat16
-            tensors = meta_tensors(self._family.face, self.constants, rest, dtype or usual)
+            face = self._family.face
+            first = tuple(s.name for s in face.states) if states != "none" else ()
+            face = with_first(face, first)
+            tensors = meta_tensors(face, self.constants, rest, dtype or usual)
             if where.type == "cuda" and where.index is None:
                 where = torch.device("cuda", torch.cuda.current_device())
-            plan = self._new_plan(tensors, where)
-            needs = tuple(n in self._family.face.real for n in self.inputs)
+            plan = self._new_plan(tensors, where, first, states)
+            needs = tuple(n in face.real for n in face.inputs)
         halves = [plan.half]
         if gradients and any(needs):
             halves.append(plan.backward_half(needs, False))

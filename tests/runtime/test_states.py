@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -244,6 +240,23 @@ def test_strided_states() -> None:
     torch.testing.assert_close(turned["S"], wanted[1]["S"])
 
 
+def test_warmup_compiles_what_a_call_with_states_needs() -> None:
+    attention._attention.cache_clear()
+    attn: Any = attncc.compile(text("state S[d, e]", "S = 0.25 * S + outer(k, v)", "out = q @ S"), backend="torch")
+    sizes = {"B": 1, "H": 2, "N": 4, "D": 8}
+    attn.warmup(**sizes, states="new")
+    attn.warmup(**sizes, states="over")
+    builds = attn.builds
+    q, k, v = torch.randn(3, 1, 2, 4, 8).requires_grad_()
+    out, state = attn(q, k, v, state={"S": torch.zeros(1, 2, 8, 8, requires_grad=True)}, return_state=True)
+    (out.sum() + state["S"].sum()).backward()
+    held = {"S": state["S"].detach().clone()}
+    attn.step(q, k, v, state=held)
+    attn.warmup(q, k, v, state=held, states="over")
+    assert attn.builds == builds
+    assert "state    S: real[b, h, d, e]" in attn.explain() and "token by token" in attn.explain()
+
+
 def test_some_states_may_be_missing() -> None:
     attn = attncc.compile(file("linear_transformer"), backend="torch")
     inputs = given(attn)
@@ -392,49 +405,3 @@ def test_a_form_that_is_asked_for_is_the_one_that_runs() -> None:
     attn: Any = attncc.compile(file("rwkv7"), backend="torch", form="chunk")
     with pytest.raises(attncc.SpecError, match="plus rank one"):
         attn(**given(attn))
-
-
-# --- the same kernels on Triton's interpreter -------------------------------------------------------------------------
-
-_INTERPRET = """
-import torch
-import attncc
-from tests.runtime.test_states import DOCUMENTS, compiled, file, given, loop, results, some_states, wide, worst
-for name, form, gradients, sizes in (
-    ("gla", "recurrent", True, dict(D=6, E=70, M=6, N=7)),
-    ("linear_transformer", "recurrent", False, dict(E=70, M=5, N=6)),
-    ("simple_gla", "chunk", False, dict(D=16, E=70, M=8, N=9)),
-    ("gsa", "recurrent", False, dict(M=5, N=5)),
-    ("rebased", "recurrent", False, dict(D=5, M=5, N=5)),
-    ("cosformer", "recurrent", False, dict(M=5, N=5)),
-    ("gated_delta", "recurrent", True, dict(M=7, N=7)),
-    ("delta_product", "recurrent", False, dict(M=5, N=5)),
-    ("ttt_linear", "recurrent", True, dict(M=5, N=5)),
-    ("offsets", "recurrent", True, dict(M=9, N=9)),
-    ("sums", "chunk", False, dict(M=9, N=9)),
-):
-    spec = DOCUMENTS.get(name) or file(name)
-    attn = attncc.compile(spec, backend="interpret", form=form)
-    inputs = given(attn, torch.float32, **({"B": 1} | sizes))
-    first = some_states(attn, inputs)
-    got = results(compiled(attn), inputs, first, gradients)
-    distance, where = worst(got, results(loop(attn), wide(inputs), wide(first), gradients))
-    assert distance < 1e-5, (name, where, distance)
-    inputs = {n: x for n, x in given(attn, torch.float32, **({"B": 1} | sizes | {"M": 1, "N": 1})).items()}
-    if "cu" not in inputs:
-        with torch.no_grad():
-            out, last = attn(**inputs, state=first, return_state=True)
-            stepped = attn.step(**inputs, state=first)
-        torch.testing.assert_close(stepped, out)
-        torch.testing.assert_close(first, last)
-print("all near")
-"""
-
-
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-def test_interpreted_triton(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", _INTERPRET], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300
-    )
-    assert done.stdout.endswith("all near\n"), done.stdout + done.stderr

@@ -1,0 +1,108 @@
+"""States in and out on a GPU, and by the same kernels on Triton's interpreter."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import attncc
+from tests.runtime.test_states import (
+    NO_BACKWARD,
+    OUTSIDE,
+    STATEFUL,
+    compiled,
+    file,
+    given,
+    loop,
+    results,
+    some_states,
+    wide,
+    worst,
+)
+from tests.support.compare import error
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATTNCC_CACHE", "off")
+
+
+# --- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", [*STATEFUL, *OUTSIDE])
+@pytest.mark.parametrize("tokens", [1, 19, 130])
+def test_on_a_gpu(name: str, tokens: int) -> None:
+    """Out, states and gradients in float32, in the form that is taken and token by token; then a step."""
+    torch.set_float32_matmul_precision("highest")
+    sizes: dict[str, Any] = {"M": tokens, "N": tokens, "D": 16, "E": 100} | ({"E": 16} if name == "ttt_linear" else {})
+    sizes |= {"H": 1, "G": 1} if name == "mamba1" else {}
+    for form in ("auto", "recurrent"):
+        attn: Any = attncc.compile(file(name), form=form)
+        inputs = given(attn, torch.float32, **sizes)
+        first = some_states(attn, inputs)
+        gradients = name not in NO_BACKWARD["recurrent"]
+        truth = results(loop(attn), wide(inputs), wide(first), gradients)
+        here, start = ({n: x.cuda() for n, x in values.items()} for values in (inputs, first))
+        mine = {n: x.cpu() for n, x in results(compiled(attn), here, start, gradients).items()}
+        distance, where = worst(mine, truth)
+        assert distance < 2e-5, (form, where, distance)
+        if tokens == 1:
+            out = attn.step(**here, state=start)
+            assert error(out.cpu().double(), truth["out"], truth["out"]) < 2e-5
+            assert all(error(x.cpu().double(), truth[f"last {n}"], truth[f"last {n}"]) < 2e-5 for n, x in start.items())
+
+
+# --- the same kernels on Triton's interpreter -------------------------------------------------------------------------
+
+_INTERPRET = """
+import torch
+import attncc
+from tests.runtime.test_states import DOCUMENTS, compiled, file, given, loop, results, some_states, wide, worst
+for name, form, gradients, sizes in (
+    ("gla", "recurrent", True, dict(D=6, E=70, M=6, N=7)),
+    ("linear_transformer", "recurrent", False, dict(E=70, M=5, N=6)),
+    ("simple_gla", "chunk", False, dict(D=16, E=70, M=8, N=9)),
+    ("gsa", "recurrent", False, dict(M=5, N=5)),
+    ("rebased", "recurrent", False, dict(D=5, M=5, N=5)),
+    ("cosformer", "recurrent", False, dict(M=5, N=5)),
+    ("gated_delta", "recurrent", True, dict(M=7, N=7)),
+    ("delta_product", "recurrent", False, dict(M=5, N=5)),
+    ("ttt_linear", "recurrent", True, dict(M=5, N=5)),
+    ("offsets", "recurrent", True, dict(M=9, N=9)),
+    ("sums", "chunk", False, dict(M=9, N=9)),
+):
+    spec = DOCUMENTS.get(name) or file(name)
+    attn = attncc.compile(spec, backend="interpret", form=form)
+    inputs = given(attn, torch.float32, **({"B": 1} | sizes))
+    first = some_states(attn, inputs)
+    got = results(compiled(attn), inputs, first, gradients)
+    distance, where = worst(got, results(loop(attn), wide(inputs), wide(first), gradients))
+    assert distance < 1e-5, (name, where, distance)
+    inputs = {n: x for n, x in given(attn, torch.float32, **({"B": 1} | sizes | {"M": 1, "N": 1})).items()}
+    if "cu" not in inputs:
+        with torch.no_grad():
+            out, last = attn(**inputs, state=first, return_state=True)
+            stepped = attn.step(**inputs, state=first)
+        torch.testing.assert_close(stepped, out)
+        torch.testing.assert_close(first, last)
+print("all near")
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_interpreted_triton(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERPRET], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300
+    )
+    assert done.stdout.endswith("all near\n"), done.stdout + done.stderr
