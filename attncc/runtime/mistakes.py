@@ -200,8 +200,8 @@ class UnsupportedDtype(BackendError):
 class NotDeterministic(BackendError):
     """`deterministic=True` was asked of a spec whose backward adds up in an order that is not repeatable.
 
-    Broken: `attncc.compile("learned_bias.attn", deterministic=True)` where the gradient uses atomic additions.
-    Mended: `attncc.compile("learned_bias.attn")`.
+    Broken: `deterministic=True` with `table[min(i - j, 31), h]`: many pairs add to one number, as they come.
+    Mended: without it; or `bias[h, j]`, `bias[h, i, j]`, `slope[h] * (j - i)`, whose gradients have an order.
     """
 
     code: ClassVar[str] = "E604"
