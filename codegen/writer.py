@@ -89,14 +89,14 @@ def _filled(text: str, width: int) -> list[str]:
 
 
 def _brackets(text: str) -> list[tuple[int, int]]:
-    """(opening, closing) positions of the outermost brackets."""
+    """(opening, closing) positions of the outermost brackets; of those that are closed only, nothing."""
     pairs, opened, quote = [], [], ""
     for n, c in enumerate(text):
         if quote or c in "\"'":
             quote = "" if c == quote else quote or c
         elif c in "([{":
             opened.append(n)
-        elif c in ")]}":
+        elif c in ")]}" and opened:
             first = opened.pop()
             if not opened:
                 pairs.append((first, n))

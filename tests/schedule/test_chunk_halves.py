@@ -28,7 +28,7 @@ for name, ends, sizes in (
     ("rwkv6", -1e4, dict(M=70, N=75, D=20, E=16)),
     ("rodimus", None, dict(M=70, N=70, D=16, E=24)),
     ("simple_gla", None, dict(M=70, N=70, D=80, E=100)),  # programs for parts of the channels
-    ("hgrn2", None, dict(M=70, N=70, D=96, E=80)),
+    ("gla", None, dict(M=70, N=70, D=96, E=80)),
 ):
     attention, given = tensors(EXAMPLES / f"{name}.attn", torch.float16, B=1, H=2, G=1, **sizes)
     if ends is not None:
