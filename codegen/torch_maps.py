@@ -56,19 +56,25 @@ class Maps:
         self.products: dict[Expr, Op] = {}
         """Those not yet printed: an addition may take them in."""
         self.left: dict[Expr, int] = {body: 1}
+        self.held: dict[Expr, Storage] = {}
+        """What holds the names in it."""
         for node in walk(body):
+            if isinstance(node, Var) and node.name in state.storages:
+                self.held[node] = state.storages[node.name]
             if isinstance(node, Op):
                 for a in node.args:
                     self.left[a] = self.left.get(a, 0) + 1
 
     def run(self) -> Item:
-        """The value of the whole expression."""
-        for node in walk(self.body):
+        """The value of the whole expression. All leaves come first: several names may stand for one storage."""
+        order = list(walk(self.body))
+        self.items = {v: self.leaf(v) for v in order if isinstance(v, Var)}
+        for node in order:
             match node:
                 case Const():
                     self.items[node] = Item(combine_const(node))
                 case Var():
-                    self.items[node] = self.leaf(node)
+                    pass
                 case Op():
                     self.operation(node)
                 case _:
@@ -159,6 +165,8 @@ class Maps:
             return False
         if any(o is not e and x.storage is item.storage and self.left[o] > 0 for o, x in self.items.items()):
             return False
+        if any(o is not e and x is item.storage and self.left[o] > 0 for o, x in self.held.items()):
+            return False  # another name of the same tensor, read further on
         return item.storage.owned if not item.storage.names else self.state.free(item.storage)
 
     def in_place(self, node: Op, items: list[Item], axes: tuple[str, ...], varies: frozenset[str]) -> Item | None:
