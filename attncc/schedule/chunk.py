@@ -87,8 +87,11 @@ class Problem:
     @property
     def divides(self) -> bool:
         """Whether something may be divided by a read, or by what is 0 in rows that do not exist."""
-        inside = (n for e in self.form.bodies for n in walk(e))
-        return any(isinstance(n, Op) and n.name in _DIVIDE and self.chained(n) for n in inside)
+        inside = (n for e in self.form.bodies for n in walk(e) if isinstance(n, Op) and n.name in _DIVIDE)
+        return any(
+            self.chained(n) and any(isinstance(x, Load) for x in walk(n.args[0 if n.name == "pow" else -1]))
+            for n in inside
+        )
 
 
 def pairs_of(n: int) -> str:
