@@ -108,11 +108,9 @@ def _values_read(p: Problem) -> Iterator[Expr]:
 
 
 def _elements(p: Problem, columns: int) -> int:
-    """Elements of the largest state that a program holds, where it owns so many channels e."""
+    """Elements of the states of a program that owns so many channels e."""
     sizes = p.extents
-    return max(
-        [1, *(_product(sizes[a.index] if a.index != "e" else columns for a in s.axes) for s in p.recurrence.states)]
-    )
+    return sum(_product(sizes[a.index] if a.index != "e" else columns for a in s.axes) for s in p.recurrence.states)
 
 
 def _product(sizes: Iterable[int]) -> int:

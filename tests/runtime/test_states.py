@@ -151,6 +151,20 @@ def test_auto_takes_few_tokens_one_by_one_and_their_gradients_in_chunks(name: st
     assert backwards == {"chunk"}
 
 
+@pytest.mark.parametrize("name", ["gla", "gsa", "lightning", "linear_transformer", "retnet", "rwkv6"])
+@pytest.mark.parametrize("form", ["chunk", "recurrent"])
+@pytest.mark.parametrize(("dtype", "bar"), [(torch.float16, 2e-3), (torch.bfloat16, 1e-2)])
+def test_narrow_inputs_and_wide_states(name: str, form: str, dtype: torch.dtype, bar: float) -> None:
+    attn = attncc.compile(file(name), backend="torch", form=form)
+    inputs = given(attn, dtype)
+    first = some_states(attn, inputs)
+    mine = results(compiled(attn), inputs, first)
+    assert mine["out"].dtype == mine["d q"].dtype == dtype
+    assert all(x.dtype == torch.float32 for n, x in mine.items() if n.startswith(("last", "d first")))
+    distance, where = worst(mine, results(loop(attn), wide(inputs), wide(first)))
+    assert distance < bar, (where, distance)
+
+
 @pytest.mark.parametrize("sizes", [{"N": 1, "M": 0}, {"N": 0, "M": 0}, {"B": 0}, {"N": 21, "M": 4}, {"N": 5, "M": 5}])
 @pytest.mark.parametrize("form", ["chunk", "recurrent"])
 def test_lengths(form: str, sizes: dict[str, Any]) -> None:
