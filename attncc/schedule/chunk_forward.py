@@ -88,7 +88,9 @@ def store_last(f: Forward, states: tuple[Var, ...]) -> None:
 
 def first_of_all(f: Forward, names: tuple[str, ...]) -> list[Expr]:
     """That the program is the first of those that share a value over `names`."""
-    return [op("eq", ivar(f"{n}0"), 0) for n in f.k.blocks if n not in names]
+    found = [op("eq", ivar(f"{n}0"), 0) for n in f.k.blocks if n not in names]
+    channels = [f.k.b.bindings[ivar(n)] for n in names if ivar(n) in f.k.b.bindings]
+    return [*found, *(op("le", 0, c) for c in channels[:1])] if found else []  # a mask has an element's axes
 
 
 def forward_kernel(p: Problem) -> t.Kernel:
