@@ -301,6 +301,15 @@ def test_under_torch_compile() -> None:
     torch.testing.assert_close(*found)
 
 
+def test_a_step_under_torch_compile() -> None:
+    attn: Any = attncc.compile(file("gla"), backend="torch")
+    inputs = given(attn, torch.float32, M=1, N=1)
+    one, two = ({n: x.clone() for n, x in some_states(attn, inputs).items()} for _ in range(2))
+    run = torch.compile(lambda state: attn.step(**inputs, state=state), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(run(one), attn.step(**inputs, state=two))
+    torch.testing.assert_close(one, two)
+
+
 # --- states that start anew -------------------------------------------------------------------------------------------
 
 DOCUMENTS = {
