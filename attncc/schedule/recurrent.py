@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attncc.expr.build import TRUE, conj, ivar, op
 from attncc.expr.evaluate import evaluate
@@ -127,6 +127,8 @@ class Walk:
         self.k = Token(p.spec, p.variant, p.extents, reserved, columns, backwards)
         self.out: Var | None = None
         r = p.recurrence
+        self.plan = _unrolled(r.steps, p.sizes) if backwards else r.steps
+        """The steps of a token; without loops that can be told apart where they are passed backwards."""
         for s in r.states:
             self.k.home(s, s.vars)
         for f in r.frozen:
@@ -147,11 +149,11 @@ class Walk:
 
     def token(self, at: Var, held: tuple[Var, ...], row: Var | None = None) -> tuple[Var, ...]:
         """What is carried behind the token; `out` is its row of the result."""
-        k, r = self.k, self.p.recurrence
+        k = self.k
         k.token(at, row=row)
         k.now = dict(zip(self.names, held, strict=True))
         self.begin(at)
-        self.steps(r.steps)
+        self.steps(self.plan)
         return tuple(k.now[n] for n in self.names)
 
     def begin(self, at: Var) -> None:
@@ -182,7 +184,7 @@ class Walk:
         fresh = dict(self.p.fresh)
         for s in r.states:
             yield from (k.put(x) for x in ((s.per, fresh[s.name]) if s.per is not None else ()))
-        yield from (k.put(s.body) for s in flat(r.steps) if isinstance(s, Assign | Keep))
+        yield from (k.put(s.body) for s in flat(self.plan) if isinstance(s, Assign | Keep))
         yield k.put(self.p.spec.out.body)
 
     # --- steps ------------------------------------------------------------------------------------------------------
@@ -223,6 +225,30 @@ class Walk:
 
     def _stale(self, e: Expr) -> bool:
         return False
+
+
+def _unrolled(steps: tuple[Step, ...], sizes: dict[Expr, Expr]) -> tuple[Step, ...]:
+    """Steps with the turns of their loops one by one, where their number is known."""
+    found: list[Step] = []
+    for step in steps:
+        size = substitute(step.binder.size, sizes) if isinstance(step, Micro) else None
+        if isinstance(step, Micro) and isinstance(size, Const):
+            for n in range(int(size.value)):
+                turn = tuple(_at(s, {step.binder.index: Const(n, "int")}) for s in step.steps)
+                found += _unrolled(turn, sizes)
+        else:
+            found.append(step)
+    return tuple(found)
+
+
+def _at(step: Step, place: dict[Expr, Expr]) -> Step:
+    match step:
+        case Assign() | Keep():
+            return replace(step, body=substitute(step.body, place))
+        case Micro():
+            return replace(step, steps=tuple(_at(s, place) for s in step.steps))
+        case _:
+            return step
 
 
 def last_tensors(p: Problem, real: t.Dtype) -> tuple[t.Tensor, ...]:

@@ -15,7 +15,6 @@ from attncc.expr.build import ivar, op
 from attncc.expr.nodes import Const, Expr, Var, walk
 from attncc.ir.free import free
 from attncc.ir.nodes import Load, Micro
-from attncc.ir.steps import flat
 from attncc.passes.mistakes import NotCompiled
 from attncc.schedule.adjoint import Adjoints
 from attncc.schedule.chunk_backward import ROW, TOKEN, Share
@@ -37,11 +36,12 @@ def start_of(name: str) -> str:
     return f"{name}_starts"
 
 
-def refuse(p: Problem) -> None:
+def refuse(w: Walk) -> None:
     """NotCompiled where a token can't be passed backwards."""
-    for step in flat(p.recurrence.steps):
+    for step in w.plan:
         if isinstance(step, Micro):
-            raise NotCompiled("the backward of a loop within a token, one by one: not compiled yet", step.span)
+            what = "the backward of a loop within a token whose turns are counted at a call"
+            raise NotCompiled(f"{what}, one token after another: not compiled yet", step.span)
 
 
 def starts(p: Problem, w: Walk) -> tuple[t.Tensor, ...]:

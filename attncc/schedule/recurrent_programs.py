@@ -44,10 +44,10 @@ def programs(spec: Spec, variant: Variant) -> Pair:
 
 
 def _backward(p: Problem, last: tuple[t.Tensor, ...]) -> t.Program:
-    refuse(p)
     names = [*ROLES, "out", *(x.name for x in p.spec.params), *(x.name for x in last)]
     reserved = (*(start_of(n) for n in Walk(p).names), *(f"d_{n}" for n in names))
     first, second = Walk(p, reserved), Walk(p, reserved, backwards=True)
+    refuse(second)
     states = starts_kernel(p, first)
     tokens, shares = tokens_kernel(p, second)
     given = (*inputs(p), tensor(p, "out"), tensor(p, "d_out"), *(replace(x, name=f"d_{x.name}") for x in last))

@@ -182,6 +182,14 @@ WRITTEN = {
     "two states, one from the other": text(
         "state z[d], S[d, e]", "z = 0.9 * z + k", "S = 0.5 * S + outer(z, v)", "out = q @ S"
     ),
+    "a loop within a token": text(
+        "state S[d, e]",
+        "for t in 2:",
+        "    let miss = y[b, h, i, t] - x[b, h, i, t] @ S",
+        "    S = S + rate[h, t] * outer(x[b, h, i, t], miss)",
+        "out = q @ S",
+        header="x: real[b, h, n, 2, d], y: real[b, h, n, 2, e], rate: real[h, 2]",
+    ),
     "largest and least": text(
         "state a[d], z[d]", "a = max(a, k)", "z = min(z, k)", "out = v * (max(q * a over d) + min(q * z over d))"
     ),

@@ -82,7 +82,7 @@ def test_what_has_no_form_token_by_token_is_refused() -> None:
         "    for t in steps: S = S + outer(x[b, h, i, t], v)\n    out = q @ S\n"
     )
     assert driver.programs(loops, variant(loops, "torch", 8, 8)).backward is None
-    with pytest.raises(NotCompiled, match="the backward of a loop within a token"):
+    with pytest.raises(NotCompiled, match="the backward of a loop within a token whose turns"):
         driver.programs(loops, variant(loops, "torch", 8, 8, gradients=("q",)))
     turned = parse("attention a:\n    state S[d, e]\n    S = 0.5 * S[e, d] + outer(k, v)\n    out = q @ S\n")
     with pytest.raises(NotCompiled, match="the value of `S` at another `d`"):
