@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from attncc.expr.build import conj, ivar, op
 from attncc.expr.nodes import Const, Expr, Var
+from attncc.schedule import chunk_segments as segments
 from attncc.schedule.chunk import Forward, Problem, pairs_of
 from attncc.schedule.chunk_values import WHOLE
 from attncc.schedule.given import last_of
@@ -99,24 +100,67 @@ def forward_kernel(p: Problem) -> t.Kernel:
 
 
 def _forward_kernel(p: Problem, columns: Mapping[str, int]) -> t.Kernel:
-    f = Forward(p, tuple(last_of(s.name) for s in p.form.states), columns)
+    cut = segments.segmented(p)
+    names = (n(s.name) for s in p.form.states for n in (last_of, segments.own_of, segments.fade_of))
+    f = Forward(p, (*names, *segments.NAMES), columns)
     k, b = f.k, f.k.b
+    chunks, part = chunk_count(f), segments.begin(f) if cut else None
     states = f.initial()
+    over = t.Count(Const(0, "int"), chunks)
+    if part is not None:
+        segment = b.value(op("sub", op("sub", segments.SEGS, 1), part), "segment")
+        states = segments.joined(f, states, segment)
+        over = segments.span(f, segment, b.value(chunks, "chunks"))
     with b.inner() as scope:
-        carried, names = carries(f, states, scope.depth)
+        carried, now = carries(f, states, scope.depth)
         index = b.loop_index("chunk")
         k.tokens(b.value(op("mul", index, f.count), "first"), f.count)
-        new, out = f.chunk(names)
+        new, out = f.chunk(now)
         guard = conj(op("le", 0, k.row), op("lt", k.row, M), k.live, k.inside["e"])
         k.store("out", (ivar("b"), ivar("h"), k.row, b.bindings[ivar("e")]), out, guard, p.variant.dtype)
         b.add(t.Yield(tuple(v.name for v in new)))
     note = "one chunk after another"
-    chunks = t.Count(Const(0, "int"), chunk_count(f))
-    b.add(t.For(index.name, chunks, carried, tuple(scope.statements), order="asc", note=note))
+    b.add(t.For(index.name, over, carried, tuple(scope.statements), order="asc", note=note))
     left = b.leave(carried)
     if p.variant.last:
         store_last(f, left)
-    return walk_kernel("forward_kernel", f, columns)
+    return walk_kernel("forward_kernel", f, columns, segments.SEGS if cut else None)
+
+
+def owns_kernel(p: Problem, reserved: tuple[str, ...]) -> t.Kernel:
+    """What every segment but the last makes of nothing, and leaves of what was before."""
+    names = (n(s.name) for s in p.form.states for n in (segments.own_of, segments.fade_of))
+    every = (*reserved, *names, *segments.NAMES)
+    return blocks(p, lambda columns: _owns_kernel(p, Forward(p, every, columns), columns))
+
+
+def _owns_kernel(p: Problem, f: Forward, columns: Mapping[str, int]) -> t.Kernel:
+    k, b, held = f.k, f.k.b, p.form.states
+    part = segments.begin(f)
+    likes = f.initial()
+    nothing = tuple(b.let("none", b.type_of(v.name), t.Full(Const(0.0, "real"))) for v in likes)
+    ones = tuple(b.let("one", b.over(*segments.fade_axes(s)), t.Full(Const(1.0, "real"))) for s in held)
+    over = segments.span(f, part, b.value(chunk_count(f), "chunks"))
+    with b.inner() as scope:
+        carried, now = carries(f, nothing, scope.depth)
+        fades = [b.carry("fade", v, scope.depth) for v in ones]
+        index = b.loop_index("chunk")
+        k.tokens(b.value(op("mul", index, f.count), "first"), f.count)
+        new, _ = f.chunk(now)
+        left = []
+        for s, (_, v) in zip(held, fades, strict=True):
+            factor = segments.factor(f, s)
+            left.append(v if factor is None else k.value(op("mul", v, factor), "fade"))
+        b.add(t.Yield(tuple(v.name for v in (*new, *left))))
+    carried = (*carried, *(c for c, _ in fades))
+    b.add(t.For(index.name, over, carried, tuple(scope.statements), order="asc", note="one chunk after another"))
+    every = b.leave(carried)
+    tensors = [n(s.name) for n in (segments.own_of, segments.fade_of) for s in held]
+    for tensor, v in zip(tensors, every, strict=True):
+        axes = b.type_of(v.name).names()
+        guard = conj(*(k.inside[n] for n in axes), *first_of_all(f, axes))
+        k.store(tensor, (ivar("b"), ivar("h"), part, *(b.bindings[ivar(n)] for n in axes)), v, guard, k.real)
+    return walk_kernel("owns_kernel", f, columns, segments.OWNS)
 
 
 def weights_kernel(p: Problem, reserved: tuple[str, ...]) -> tuple[t.Kernel, tuple[t.Tensor, ...]] | None:
@@ -168,14 +212,18 @@ ROOM = {80: 99 * 1024, 90: 227 * 1024}
 _BYTES: dict[str, int] = {"f16": 2, "bf16": 2, "f32": 4, "f64": 8}
 
 
-def walk_kernel(name: str, f: Forward, columns: Mapping[str, int]) -> t.Kernel:
+def walk_kernel(name: str, f: Forward, columns: Mapping[str, int], parts: Var | None = None) -> t.Kernel:
     """A kernel whose programs walk the chunks of a head."""
     p = f.p
     scalars = ("B", "H", "G", "M", "N", *(c.name for c in p.spec.constants))
     axes = [[a.name for a in (s.key, s.value) if a is not None] for s in p.form.states]
     large = max((math.prod(map(f.k.b.extent, names)) for names in axes), default=0)
     body = tuple(f.k.b.scope.statements)
-    made = prune(t.Kernel(name, grid_of(columns, p), tuple(f.k.tensors), scalars, body))
+    grid = grid_of(columns, p)
+    if parts is not None:
+        grid = (*grid[:-2], t.GridAxis("part", parts, "batch"), *grid[-2:])
+        scalars = (*scalars, *segments.NAMES)
+    made = prune(t.Kernel(name, grid, tuple(f.k.tensors), scalars, body))
     return replace(made, config=t.Config(8 if large > 4096 else 4, stages(made, p)))
 
 
@@ -187,7 +235,8 @@ def stages(kernel: t.Kernel, p: Problem) -> int:
     """
     if p.variant.dtype not in ("f16", "bf16"):
         return 1
-    lets = [x for s in kernel.body if isinstance(s, t.For) for x in s.body if isinstance(x, t.Let)]
+    walk = [s for s in kernel.body if isinstance(s, t.For)][-1]
+    lets = [x for x in walk.body if isinstance(x, t.Let)]
     types = {s.name: s.type for s in lets}
     once = {s.op.value: s.name for s in lets if isinstance(s.op, t.Rename)}
     other = {n for s in lets if isinstance(s.op, t.Map | t.Cast | t.Reduce) for n in operands(s.op)}
@@ -199,5 +248,5 @@ def stages(kernel: t.Kernel, p: Problem) -> int:
     turn = sum(bytes_of(types[n]) for n in tiles)
     kept = sum(bytes_of(types[n]) for n in tiles if not {n, once.get(n, n)} & other)
     room = ROOM[90 if p.variant.capability >= 90 else 80] - 16 * 1024
-    room -= max((bytes_of(c.type) // 2 for s in kernel.body if isinstance(s, t.For) for c in s.carried), default=0)
+    room -= max((bytes_of(c.type) // 2 for c in walk.carried), default=0)
     return next((n for n in (3, 2) if (n - 1) * turn + kept <= room), 1)

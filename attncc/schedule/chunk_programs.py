@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from attncc.expr.build import ivar
@@ -10,9 +11,10 @@ from attncc.ir.nodes import Param, Spec
 from attncc.passes.mistakes import NotCompiled
 from attncc.schedule.chunk import Forward, Problem, pairs_of, problem
 from attncc.schedule.chunk_backward import chunks_kernel, collected, start_of, starts, states_kernel
-from attncc.schedule.chunk_forward import forward_kernel, last_tensors, weights_kernel
+from attncc.schedule.chunk_forward import chunk_count, forward_kernel, last_tensors, owns_kernel, weights_kernel
 from attncc.schedule.chunk_parallel import adjoints_kernel, buffers, end_of, gradients_kernels
 from attncc.schedule.chunk_parallel import states_kernel as states_of_chunks
+from attncc.schedule.chunk_segments import counts, segmented, tensors
 from attncc.schedule.chunk_values import ROLES
 from attncc.schedule.given import last_of
 from attncc.schedule.heads import without_groups
@@ -35,9 +37,10 @@ def programs(spec: Spec, variant: Variant) -> Pair:
     kernel = forward_kernel(p)
     last = last_tensors(p, "f64" if variant.dtype == "f64" else "f32")
     before, early = _weights(p)
-    steps = (*early, t.Alloc(tensor(p, "out"), like="q"), *(t.Alloc(x) for x in last), t.Launch(kernel.name))
+    cut, pieces, first = _segments(p, kernel)
+    steps = (*early, *first, t.Alloc(tensor(p, "out"), like="q"), *(t.Alloc(x) for x in last), t.Launch(kernel.name))
     outputs = ("out", *(x.name for x in last))
-    forward = t.Program("forward", inputs(p), scalars(p), (*before, kernel), steps, outputs)
+    forward = t.Program("forward", inputs(p), (*scalars(p), *cut), (*before, *pieces, kernel), steps, outputs)
     if variant.gradients and variant.last and any(s.scale for s in p.form.states):
         span = spec.recurrence.states[0].span if spec.recurrence is not None else None
         raise NotCompiled("gradients from the final state of writes of any size: not compiled yet", span)
@@ -49,13 +52,24 @@ def programs(spec: Spec, variant: Variant) -> Pair:
     return Pair(without_groups(forward), None if backward is None else without_groups(backward))
 
 
+def _segments(p: Problem, forward: t.Kernel) -> tuple[tuple[t.Scalar, ...], tuple[t.Kernel, ...], tuple[t.Step, ...]]:
+    """The sizes of segments, the kernel of what they make of nothing and its steps, or nothing."""
+    if not segmented(p):
+        return (), (), ()
+    f = Forward(p)
+    kernel = owns_kernel(p, _reserved(p))
+    tiles = (-(-int(a.extent.value) // a.tile) for a in forward.grid if isinstance(a.extent, Const))
+    steps: tuple[t.Step, ...] = (*(t.Alloc(x) for x in tensors(p, f.k.real)), t.Launch(kernel.name))
+    return counts(chunk_count(f), math.prod(tiles)), (kernel,), steps
+
+
 def _weights(p: Problem) -> tuple[tuple[t.Kernel, ...], tuple[t.Step, ...]]:
     """The kernel of stored weights and its steps, or nothing."""
     found = weights_kernel(p, _reserved(p))
     if found is None:
         return (), ()
-    kernel, tensors = found
-    return (kernel,), (*(t.Alloc(x) for x in tensors), t.Launch(kernel.name))
+    kernel, where = found
+    return (kernel,), (*(t.Alloc(x) for x in where), t.Launch(kernel.name))
 
 
 def _backward(p: Problem) -> t.Program:

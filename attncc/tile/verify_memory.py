@@ -240,6 +240,9 @@ def _picks(origins: Origins, e: Expr) -> set[str]:
             own = origins.op(name)
             if isinstance(own, t.Iota):
                 return _picks(origins, origins.expand(own.base))
+            loop = origins.of.get(name)
+            if isinstance(loop, t.For) and isinstance(loop.over, t.Count):
+                return _picks_of_run(origins, origins.expand(loop.over.lo), origins.expand(loop.over.hi))
             return {name} if isinstance(origins.of.get(name), t.GridAxis) else set()
         case Op("add" | "sub", args, _):
             return {n for a in args for n in _picks(origins, a)}
@@ -248,6 +251,16 @@ def _picks(origins: Origins, e: Expr) -> set[str]:
         case Op("floordiv", (Var(name), Const(n)), _):
             d = origins.of.get(name)
             return {name} if isinstance(d, t.GridAxis) and d.tile % int(n) == 0 else set()
+        case _:
+            return set()
+
+
+def _picks_of_run(origins: Origins, lo: Expr, hi: Expr) -> set[str]:
+    """The same for a loop's number, where the loop is over a run that is a program's own: a * n up to (a + 1) * n."""
+    match lo:
+        case Op("mul", (a, n), _):
+            ends = hi.args if isinstance(hi, Op) and hi.name == "min" else (hi,)
+            return _picks(origins, a) if op("add", lo, n) in ends else set()
         case _:
             return set()
 
