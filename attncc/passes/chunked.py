@@ -11,6 +11,7 @@ of two: the two that every read sums over. What is read of one state may stand i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from attncc.diagnostics import Span
 from attncc.expr.build import op
@@ -31,6 +32,7 @@ LARGE = 16.0
 """Exponents of writes that may be larger are kept apart, as `Held.log`."""
 
 
+@lru_cache(maxsize=64)
 def chunked(spec: Spec, D: int, E: int) -> Chunked:
     """The chunk form of a state program at these channel sizes; NotCompiled names what has none."""
     assert spec.recurrence is not None
