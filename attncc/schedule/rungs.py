@@ -16,11 +16,8 @@ Class = tuple[int, str]
 MEASURED: Final = False
 """Whether a GPU chose."""
 FORWARD: Final[Mapping[Class, str]] = {
-    (64, "keys"): "late=False",
-    (64, "pairs"): "late=False",
-    (64, "rows keys"): "late=False",
-    (128, "curved general"): "rounded=True",
-    (128, "general"): "rounded=True",
-    (128, "pairs"): "rounded=True",
+    (64, "pairs"): "consumers=2 registers=240 early=False turns=False rounded=True",
+    (64, "rows"): "consumers=2 registers=240 early=False turns=False rounded=True",
+    (128, "pairs"): "consumers=2 registers=240 early=False turns=False rounded=True keys=64",
 }
 BACKWARD: Final[Mapping[Class, str]] = {}

@@ -40,7 +40,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "softmax"
 FILE = Path(rungs.__file__)
 SAME = "spare=24"
 """What every default says anyway: with it a half is compiled as asked, no other rung is tried."""
-MORE = {"forward": ("rounded=True", "keys=64", "keys=64 rounded=True"), "backward": ()}
+TWO = "consumers=2 registers=240 early=False turns=False"
+MORE = {"forward": (f"{TWO} rounded=False", f"{TWO} rounded=False late=True"), "backward": ()}
 
 
 def candidates(which: str) -> tuple[str, ...]:
