@@ -41,14 +41,16 @@ class Demand:
     """Something is read at every i."""
     reads_keys: bool = False
     """The score reads something at every j."""
+    masks_keys: bool = False
+    """The mask reads something at every j."""
     general: bool = False
     """Weights are more than exponentials."""
 
     @property
     def live(self) -> str:
-        """All of it in words: `keys`, `curved rows`; `plain` where there is nothing."""
+        """All of it in words: `keys`, `curved rows`, `held` (keys by a mask); `plain` where there is nothing."""
         named = ("curved", self.curved), ("pairs", self.reads_pairs), ("rows", self.reads_rows)
-        more = ("keys", self.reads_keys), ("general", self.general)
+        more = ("keys", self.reads_keys), ("held", self.masks_keys), ("general", self.general)
         return " ".join(name for name, holds in (*named, *more) if holds) or "plain"
 
 

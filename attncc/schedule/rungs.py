@@ -16,8 +16,10 @@ Class = tuple[int, str]
 MEASURED: Final = False
 """Whether a GPU chose."""
 FORWARD: Final[Mapping[Class, str]] = {
+    (64, "keys"): "consumers=2 registers=240 early=False turns=False rounded=True",
     (64, "pairs"): "consumers=2 registers=240 early=False turns=False rounded=True",
     (64, "rows"): "consumers=2 registers=240 early=False turns=False rounded=True",
+    (64, "rows keys"): "consumers=2 registers=240 early=False turns=False rounded=True",
     (128, "pairs"): "consumers=2 registers=240 early=False turns=False rounded=True keys=64",
 }
 BACKWARD: Final[Mapping[Class, str]] = {}

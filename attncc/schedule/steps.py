@@ -31,6 +31,7 @@ def demand(p: Problem) -> Demand:
         reads_pairs=any({"i", "j"} <= names for names in at),
         reads_rows=any("i" in names and "j" not in names for names in at),
         reads_keys=any("j" in names and "i" not in names and n in scored for n, names in named),
+        masks_keys=any("j" in names and "i" not in names and n not in scored for n, names in named),
         general=not p.exponential,
     )
 

@@ -35,7 +35,7 @@ def test_changes() -> None:
 
 
 def test_listed_classes_get_their_plan() -> None:
-    fields = {"pairs": "reads_pairs", "rows": "reads_rows", "keys": "reads_keys"}
+    fields = {"pairs": "reads_pairs", "rows": "reads_rows", "keys": "reads_keys", "held": "masks_keys"}
     for (widest, live), text in (*FORWARD.items(), *BACKWARD.items()):
         demand = Demand(**{fields.get(name, name): True for name in live.split() if name != "plain"})
         assert demand.live == live
