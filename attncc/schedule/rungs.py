@@ -16,9 +16,11 @@ Class = tuple[int, str]
 MEASURED: Final = False
 """Whether a GPU chose."""
 FORWARD: Final[Mapping[Class, str]] = {
+    (64, "held"): "consumers=2 registers=240 early=False turns=False rounded=True",
     (64, "keys"): "consumers=2 registers=240 early=False turns=False rounded=True",
     (64, "pairs"): "consumers=2 registers=240 early=False turns=False rounded=True",
     (64, "rows"): "consumers=2 registers=240 early=False turns=False rounded=True",
+    (64, "rows held"): "consumers=2 registers=240 early=False turns=False rounded=True",
     (64, "rows keys"): "consumers=2 registers=240 early=False turns=False rounded=True",
     (128, "pairs"): "consumers=2 registers=240 early=False turns=False rounded=True keys=64",
 }
