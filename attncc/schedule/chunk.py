@@ -82,7 +82,8 @@ class Problem:
             return False
         gated = {s.name: s for s in self.form.states if s.channels}
         plain = all(s.beside == OPEN and s.gate.linear is ONE and s.value is not None for s in gated.values())
-        return plain and all(r.axis is gated[r.state].key for r in self.form.reads if r.state in gated)
+        reads = [r for r in self.form.reads if r.state in gated]
+        return bool(reads) and plain and all(r.axis is gated[r.state].key for r in reads)
 
     @property
     def divides(self) -> bool:

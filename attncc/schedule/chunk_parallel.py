@@ -179,7 +179,7 @@ reads most inputs once more, but keeps less in registers."""
 def groups(p: Problem) -> tuple[tuple[str, ...], ...]:
     """The inputs whose gradients one kernel computes: those along one axis together, where there are many channels."""
     gated = any(s.gate != OPEN or s.beside != OPEN or s.scale for s in p.form.states)
-    if max(p.variant.D, p.variant.E) <= (UNDIVIDED if gated else UNGATED):
+    if max(p.variant.D, p.variant.E) <= (UNDIVIDED if gated or p.variant.capability < 90 else UNGATED):
         return (p.variant.gradients,)
     axes = {"q": "d", "k": "d", "v": "e"} | {x.name: x.axes[-1].index if x.axes else "" for x in p.spec.params}
     found: dict[str, list[str]] = {}
