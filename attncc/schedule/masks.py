@@ -13,7 +13,7 @@ PAIR = frozenset({"i", "j"})
 
 
 def apart(mask: Expr) -> Expr:
-    """`mask` with comparisons of a difference of i and j as comparisons of the two; exact, since all are integers."""
+    """`mask` with comparisons of a difference of i and j as comparisons of the two; exact, while |x| + |c| < 2**31."""
 
     def rule(node: Expr) -> Expr | None:
         match node:

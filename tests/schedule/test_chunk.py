@@ -398,3 +398,16 @@ def test_interpreted_triton(tmp_path: Path) -> None:
         [sys.executable, "-c", _INTERPRET], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300
     )
     assert done.stdout.endswith("all near\n"), done.stdout + done.stderr
+
+
+def test_sizes_of_states_are_literals() -> None:
+    """A constant of the header has its value at a call; its default must not stand for it."""
+    text = """attention x(slots = 4, f: real[b, h, n] in [-inf, 0]):
+    state A[d, r: slots]
+    A = exp(f[b, h, i]) * A + outer(k, cos(r))
+    out = sum(q @ A over r) * v[b, g, i, e]
+"""
+    with pytest.raises(NotCompiled, match="known at a call only"):
+        attncc.compile(text, backend="torch", form="chunk", slots=8)(
+            *(torch.zeros(1, 1, 4, 8) for _ in range(3)), f=torch.zeros(1, 1, 4)
+        )
