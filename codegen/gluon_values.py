@@ -15,7 +15,7 @@ from attncc.errors import InternalError
 from attncc.expr.interval import Interval
 from attncc.expr.nodes import Const, Expr, Var, free_vars
 from attncc.expr.nodes import Op as Applied
-from attncc.tile.nodes import AllocShared, Cast, Full, GridAxis, Iota, Map, Op, Rename, Tensor, Type
+from attncc.tile.nodes import AllocShared, Cast, DotWait, Full, GridAxis, Iota, Map, Op, Rename, Tensor, Type
 
 MOST = 4
 """Comparisons that are made together."""
@@ -163,6 +163,8 @@ class Values:
         compared = list(self._comparisons(condition))
         if not 0 < len(compared) <= MOST or any(c is None for c in compared):
             return ""
+        if len(compared) == 1 and not (isinstance(x, Var) and isinstance(self.recipes.get(x.name), DotWait)):
+            return ""  # one that does not wait for a product stays beside its choice by itself
         at = self.speller(type_, layout)
         chosen = at.spell(x)
         if chosen.axes != type_.names() or type_.dtype != "f32":

@@ -79,7 +79,7 @@ class Interface:
 
 
 def interface_of(spec: Spec) -> Interface:
-    """The interface of `spec`. It has an lse where exactly one normaliser is a ratio, and no states."""
+    """The interface of `spec`. It has an lse where exactly one normaliser is a ratio, over the keys, and no states."""
     from attncc.expr.nodes import walk
     from attncc.ir.nodes import Weights
     from attncc.runtime.reads import fields, reads_of
@@ -90,7 +90,7 @@ def interface_of(spec: Spec) -> Interface:
     over = (Extent("b", "B"), Extent("h", "H"))
     held = spec.recurrence.states if spec.recurrence is not None else ()
     states = tuple(Captured(s.name, "real", (*over, *_extents(s.axes))) for s in held)
-    lse = len(ratios) == 1 and not states
+    lse = len(ratios) == 1 and not states and all([x.index.name for x in w.keys] == ["j"] for w in ratios)
     reads = tuple(fields(r) for r in reads_of(spec))
     scaled = bool(states) and import_module("attncc.driver").scaled(spec)
     constants = tuple(Constant(c.name, c.value, c.sort) for c in spec.constants)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
+from attncc.driver import load
 from attncc.expr.build import ivar, lift, op
 from attncc.ir.nodes import Axis, ConstParam, Param
 from attncc.runtime.interface import from_data, interface_of, size, to_data
@@ -29,3 +31,9 @@ def test_round_trip_through_json() -> None:
     t, cu = face.params
     assert [size(a.size, {"H": 3, "N": 33, "block": 16}) for a in t.axes] == [3, 3, 4]
     assert [size(a.size, {"H": 3}) for a in (*t.axes, *cu.axes)] == [3, None, 4, None]
+
+
+def test_weights_over_another_index_have_no_lse() -> None:
+    folder = Path(__file__).parents[2] / "examples"
+    assert not interface_of(load(folder / "recurrent" / "linformer.attn")[0]).lse
+    assert interface_of(load(folder / "softmax" / "causal.attn")[0]).lse
