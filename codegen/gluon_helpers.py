@@ -101,13 +101,7 @@ def _halves_gl(words, dtype: gl.constexpr, layout: gl.constexpr):
     "_tanh_gl": _gluon("tanh"),
     "_expm1_gl": _gluon("expm1"),
     "_log1p_gl": _gluon("log1p"),
-    "_mod_gl": '''\
-@gluon.jit
-def _mod_gl(a, b):
-    """The remainder with the sign of the divisor."""
-    rest = a % b
-    return gl.where((rest != 0) & ((rest < 0) != (b < 0)), rest + b, rest)
-''',
+    "_mod_gl": _gluon("mod"),
     "_floordiv_gl": """\
 @gluon.jit
 def _floordiv_gl(a, b):
@@ -123,11 +117,7 @@ def _plus_gl(a, b):
 def _times_gl(a, b):
     return a * b
 """,
-    "_larger_gl": """\
-@gluon.jit
-def _larger_gl(a, b):
-    return gl.maximum(a, b)
-""",
+    "_larger_gl": _gluon("larger"),
 }
 """In order of definition: later ones may call earlier ones."""
 
