@@ -82,9 +82,9 @@ def results(
     out, last = call(leaves, first)
     found = {"out": out.detach()} | {f"last {n}": x.detach() for n, x in last.items()}
     if gradients:
-        total = sum(
-            (x * torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view(x.shape)).sum() for x in (out, *last.values())
-        )
+        ends = (out, *last.values())
+        weights = [torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view(x.shape).to(x.device) for x in ends]
+        total = sum((x * w).sum() for x, w in zip(ends, weights, strict=True))
         grads = torch.autograd.grad(total, list(real.values()), allow_unused=True)
         found |= {
             f"d {n}": torch.zeros_like(x) if g is None else g for (n, x), g in zip(real.items(), grads, strict=True)
