@@ -48,12 +48,22 @@ def _kept(key, device, make):
     return _KEPT[key, device]
 '''
 
+ZEROS_KEPT = '''\
+def _zeros_kept(shape, dtype, device):
+    """Zeros that every launch leaves as it finds them: one tensor for each stream, a new one for a captured graph."""
+    if torch.cuda.is_current_stream_capturing():
+        return torch.zeros(shape, dtype=dtype, device=device)
+    key = "zeros", shape, dtype, torch.cuda.current_stream(device).cuda_stream
+    return _kept(key, device, lambda: torch.zeros(shape, dtype=dtype, device=device))
+'''
+
 HELPERS: dict[str, str] = {
     "_kept": KEPT,
+    "_zeros_kept": ZEROS_KEPT,
     "_empty_ordered": EMPTY_ORDERED,
     "_run_bounds": RUN_BOUNDS,
     "_id_bounds": ID_BOUNDS,
 }
 """In order of definition: later ones may call earlier ones."""
 
-NEEDS: dict[str, tuple[str, ...]] = {"_id_bounds": ("_run_bounds",)}
+NEEDS: dict[str, tuple[str, ...]] = {"_id_bounds": ("_run_bounds",), "_zeros_kept": ("_kept",)}

@@ -58,6 +58,8 @@ def helpers(*programs: Program) -> tuple[str, ...]:
 
 def _helper(program: Program, step: Step) -> str:
     match step:
+        case Alloc(kept=True):
+            return "_zeros_kept"
         case Alloc(tensor, _, like) if like and not _same_shape(tensor, tensors(program)[like]):
             return "_empty_ordered"
         case Gather(_, _, index) | ScatterAdd(_, _, index) if any(rounds(e) for e in index):
@@ -137,6 +139,9 @@ class _Host:
 
     def step(self, step: Step) -> None:
         match step:
+            case Alloc(tensor, kept=True):
+                made = f"_zeros_kept({shape(tensor)}, {dtype(tensor)}, device)"
+                self.w.line(f"{python_name(tensor.name)} = {made}")
             case Alloc(tensor, fill, like):
                 self.alloc(tensor, fill, like)
             case Launch(kernel):

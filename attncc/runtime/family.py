@@ -277,8 +277,8 @@ def _steps(program: Program) -> list[list[Any]] | None:
     steps: list[list[Any]] = []
     for step in program.steps:
         match step:
-            case Alloc(tensor, fill):
-                steps.append(["alloc", tensor.name, fill])
+            case Alloc(tensor, fill, _, kept):
+                steps.append(["kept" if kept else "alloc", tensor.name, fill])
             case Launch(name):
                 passed = module.signature(program, kernels[name])
                 steps.append(["launch", [a.tensor or None for a in passed]])
@@ -305,12 +305,14 @@ def _load_half(entry: Entry, variant: Variant, which: Which, place: Place, title
     text = entry.blobs["text"].decode()
     kernels: tuple[Any, ...] = ()
     if place.mode == "cuda":
-        from attncc.runtime.cuda import Kernel, launch
+        from attncc.runtime.cuda import Kernel, current_stream, launch
         from attncc.runtime.maps import describable
+        from attncc.runtime.zeros import capturing, kept_by
 
         kernels = tuple(Kernel(_binary_from_data(d, entry)) for d in entry.data["kernels"])
         names = execute(entry.blobs["host"].decode(), f"{title} host", {k.binary.name: k for k in kernels})
         names["_launch"], names["_descriptor"] = launch, describable
+        names["_zeros_kept"] = kept_by(current_stream(), capturing())
     else:
         names = execute(text, title)
     data, steps = entry.data, entry.data.get("steps")

@@ -14,14 +14,16 @@ from operator import itemgetter
 from types import FunctionType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from attncc.runtime.cuda import NOTHING, Block, Kernel, current_stream, ensure_context, refused
 from attncc.runtime.maps import BYTES, Maps
+from attncc.runtime.zeros import capturing, on_stream
 
 Steps = Sequence[Sequence[Any]]
-"""What a host function does, where it only allocates and launches: ["alloc", name, fill or None] and
-["launch", [the tensor behind each argument, or None]]."""
+"""What a host function does, where it only allocates and launches: ["alloc", name, fill or None],
+["kept", name, 0] and ["launch", [the tensor behind each argument, or None]]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +64,19 @@ def prepare(
     wanted = [s[1] for s in steps if s[0] == "launch"]
     if len(wanted) != len(launched):
         return None
-    fills = {s[1]: s[2] for s in steps if s[0] == "alloc"}
+    fills = {s[1]: s[2] for s in steps if s[0] != "launch"}
+    kept = [s[1] for s in steps if s[0] == "kept"]
     made = {n: t for n, t in outputs.items() if n in fills}
     for tensors, launch in zip(wanted, launched, strict=True):
         for name, arg in zip(tensors, launch.args, strict=True):
             if name is not None and (made if name in fills else known).setdefault(name, arg) is not arg:
                 return None  # a copy in its place: made anew at every call
-    slots = {n: at for at, n in enumerate([*names, *made])}
+    zeros = [made.pop(n) for n in kept]
+    slots = {n: at for at, n in enumerate([*names, *made, *kept])}
     return Prepared(
         args[0],
         [(t, fills[n]) for n, t in made.items()],
+        zeros,
         [
             _Launch(r, [None if n is None else slots[n] for n in t], args[0].get_device())
             for t, r in zip(wanted, launched, strict=True)
@@ -85,9 +90,15 @@ class Prepared:
     """A call of one half, prepared for tensors of the same shapes, strides and types as the recorded ones."""
 
     def __init__(
-        self, first: Tensor, made: list[tuple[Tensor, float | None]], launches: list[_Launch], outputs: list[int]
+        self,
+        first: Tensor,
+        made: list[tuple[Tensor, float | None]],
+        zeros: list[Tensor],
+        launches: list[_Launch],
+        outputs: list[int],
     ) -> None:
         self.device = first.get_device()
+        self.zeros = [(tuple(t.shape), t.dtype, t.device) for t in zeros]
         self.made = [
             (tuple(t.shape), t.stride(), None if t.dtype == first.dtype else t.dtype, fill) for t, fill in made
         ]
@@ -95,8 +106,9 @@ class Prepared:
         self.pick: Callable[[list[Tensor]], Any] = itemgetter(*outputs)
         self.single = len(outputs) == 1
         self.stream = current_stream()
-        self.last = (0, ctypes.c_void_p(0))
-        """The stream of the last call, and as the driver takes it."""
+        self.capturing = capturing()
+        self.last: tuple[int, ctypes.c_void_p, list[int]] = (-1, ctypes.c_void_p(0), [])
+        """The stream of the last call, as the driver takes it, and the addresses of the zeros it keeps."""
 
     def __call__(self, args: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The results for `args`, on the current stream of their device."""
@@ -111,12 +123,23 @@ class Prepared:
         addresses = [t.data_ptr() for t in tensors]
         last = self.last
         stream = self.stream(self.device)
-        if last[0] != stream:
-            last = self.last = (stream, ctypes.c_void_p(stream))
+        if last[0] != stream or (self.zeros and self.capturing()):
+            last = self._of(stream, tensors)
+        addresses += last[2]
         for launch in self.launches:
             launch(addresses, last[1])
         found = self.pick(tensors)
         return (found,) if self.single else found
+
+    def _of(self, stream: int, tensors: list[Tensor]) -> tuple[int, ctypes.c_void_p, list[int]]:
+        """`last` for a stream; zeros of a call that is captured into a graph join its tensors."""
+        handle = ctypes.c_void_p(stream)
+        if self.zeros and self.capturing():
+            own = [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in self.zeros]
+            tensors += own
+            return stream, handle, [t.data_ptr() for t in own]
+        self.last = (stream, handle, [on_stream(*z, stream).data_ptr() for z in self.zeros])
+        return self.last
 
 
 class _Launch:

@@ -60,7 +60,7 @@ def _forward(p: Problem, runs: tuple[Run, ...]) -> t.Program:
     if p.normalised:
         steps.append(t.Alloc(stat(p, "lse")))
     if works(kernel):
-        steps.append(t.Alloc(counter(p), 0.0))
+        steps.append(t.Alloc(counter(p), 0.0, kept=True))
     steps.append(t.Launch("forward_kernel"))
     kernels = tuple(map(prune, (*scans, kernel)))
     return t.Program("forward", inputs(p), scalars(p), kernels, tuple(steps), results, note)

@@ -602,11 +602,13 @@ class Alloc:
     """A new tensor of the program, filled with `fill` or left unwritten.
 
     Contiguous, or, where `like` names a tensor with as many axes, laid out in that tensor's order of strides.
+    With `kept` launches leave it filled as they find it: later calls on the same stream may take it as it is.
     """
 
     tensor: Tensor
     fill: float | None = None
     like: str = ""
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,8 @@ def steps_in_order(c: Checked) -> None:
         match step:
             case t.Alloc(tensor, fill):
                 made(tensor.name)
+                if step.kept and fill != 0:
+                    raise StoreError(f"program {c.program.name}: {tensor.name} is kept, and is not zeros")
                 written |= {tensor.name} if fill is not None else set()
             case t.Launch(name):
                 if name not in kernels:

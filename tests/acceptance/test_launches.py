@@ -73,7 +73,8 @@ def test_python_adds_little_to_a_launch(backend: str) -> None:
         assert prepared is not None
         outputs = plan.forward(ordered)
         addresses = [t.data_ptr() for t in (*ordered, *outputs)]
-        stream = prepared.last[1]
+        _, stream, zeros = prepared.last
+        addresses += zeros
 
         def bare() -> None:
             for launch in prepared.launches:

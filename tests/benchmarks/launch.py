@@ -60,7 +60,9 @@ def bare(prepared: Prepared, args: Sequence[Tensor]) -> Callable[[], None]:
     made = [args[0].new_empty_strided(s, strides, dtype=dtype) for s, strides, dtype, _ in prepared.made]
     fills = [(t, fill) for t, (*_, fill) in zip(made, prepared.made, strict=True) if fill is not None]
     addresses = [t.data_ptr() for t in (*args, *made)]
-    stream, launches, kept = prepared.last[1], prepared.launches, (args, made)
+    _, stream, zeros = prepared.last
+    addresses += zeros
+    launches, kept = prepared.launches, (args, made)
 
     def launch() -> None:
         assert kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,6 +128,28 @@ def test_alloc_like_a_broadcast_tensor_is_dense_with_unit_rows() -> None:
     q = torch.empty(2, 1, 7, 8).expand(2, 3, 7, 8)
     (got,) = run(simple((Alloc(out, fill=0.0, like="q"),), "out", inputs=(Q,), scalars="BHM"), q)
     assert got.is_contiguous() and got.stride(-1) == 1 and not got.any()
+
+
+def test_zeros_that_launches_leave_are_made_once_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = Tensor("taken", ("one",), (lift(1),), "i32")
+    program = simple((Alloc(counter, fill=0.0, kept=True),), "taken", inputs=(Q,), scalars="BHM")
+    scope: dict[str, Any] = {"torch": torch}
+    w = Writer()
+    for text in helpers(program):
+        w.lines(text)
+    print_host(w, program)
+    exec(w.text(), scope)
+    stream, captured = 1, False
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captured)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=stream))
+    call = scope["host"]
+    (one,), (again,) = call(torch.ones(1, 1, 1, 8)), call(torch.ones(2, 1, 1, 8))
+    stream = 2
+    (two,) = call(torch.ones(1, 1, 1, 8))
+    captured = True
+    (new,), (newer,) = call(torch.ones(1, 1, 1, 8)), call(torch.ones(1, 1, 1, 8))
+    assert one is again and len({id(x) for x in (one, two, new, newer)}) == 4
+    assert all(x.shape == (1,) and x.dtype == torch.int32 and not x.any() for x in (one, two, new))
 
 
 def test_gather_and_its_adjoint() -> None:

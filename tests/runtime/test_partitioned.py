@@ -226,6 +226,33 @@ def test_repeated_calls_pass_what_the_host_function_passes(
     assert (found, shapes) == expected
 
 
+def test_the_counter_of_places_is_one_for_each_stream(hopper: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    captured, made = [False], dict[int, Tensor]()
+    fill = torch.zeros
+
+    def zeros(*shape: Any, **options: Any) -> Tensor:
+        new = fill(*shape, **options)
+        return made.setdefault(new.data_ptr(), new)
+
+    for module in ("zeros", "prepared"):
+        monkeypatch.setattr(f"attncc.runtime.{module}.capturing", lambda: lambda: captured[0])
+    monkeypatch.setattr("attncc.runtime.zeros._made", {})
+    monkeypatch.setattr("attncc.runtime.family._families", {})
+    attention._attention.cache_clear()
+    attn, tensors = compiled(), inputs()
+    monkeypatch.setattr(torch, "zeros", zeros)
+    seen = []
+    for stream, graph in ((1, False), (1, False), (2, False), (1, True), (1, False), (2, True), (2, False)):
+        hopper.stream, captured[0] = stream, graph
+        attn(*tensors)
+        (kernel,) = attn._family.halves[0].kernels
+        block = memoryview(ctypes.string_at(hopper.launches()[-1][-2][0], kernel.layout.size))
+        (counter,) = made.keys() & {x for x in kernel.packer.unpack(block) if isinstance(x, int)}
+        seen.append(counter)
+    one, _, two, graph_one, _, graph_two, _ = seen
+    assert seen == [one, one, two, graph_one, one, graph_two, two] and len({one, two, graph_one, graph_two}) == 4
+
+
 def launched(halves: list[Any]) -> list[str]:
     """The kernels that one forward and one backward launch, in order."""
     names: list[str] = []
