@@ -229,7 +229,7 @@ class _Host:
             wide = dtype(out)
         else:
             self.w.line(f"{name} = torch.zeros({shape(out)}, dtype={wide}, device=device)")
-        tables = (f"torch.tensor({x}, device=device)" if x.isdigit() else x for x in index_tables(index, extents))
+        tables = (f"torch.full((), {x}, device=device)" if x.isdigit() else x for x in index_tables(index, extents))
         self.w.call(
             f"{name}.index_put_",
             [f"({', '.join(tables)},)", f"{python_name(source)}.to({wide})", "accumulate=True"],

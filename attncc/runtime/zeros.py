@@ -17,7 +17,7 @@ _made: dict[tuple[Any, ...], Tensor] = {}
 
 def capturing() -> Callable[[], bool]:
     """Says whether the current stream's launches are captured into a graph."""
-    return torch.cuda.is_current_stream_capturing if torch.backends.cuda.is_built() else lambda: False
+    return torch.cuda.is_current_stream_capturing if torch.version.cuda else lambda: False
 
 
 def on_stream(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, stream: int) -> Tensor:

@@ -6,33 +6,43 @@ A read x[index] of the score gets dS * (d score / d x) at every pair. The indice
     i alone           the row sum itself, one number per (b, h, row)
     j alone           the column sum of the dK/dV kernel, one number per (b, h, key)
     both              an addition at the read's own index, in memory; where sums have one order, a number per pair
+
+A table by offset that stays the same beyond some offsets (see attncc.schedule.nearby) is read as several: on either
+side a row sum of the pairs there, and between, sums of diagonals, a number per offset and tile of rows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from attncc.expr.build import ivar, op
-from attncc.expr.nodes import Const, Expr, Op, Var, free_vars, substitute
+from attncc.expr.nodes import Const, Expr, Op, Var, free_vars, substitute, walk
 from attncc.ir.nodes import Load
 from attncc.passes.attend import Table
 from attncc.passes.differentiate import gradients
+from attncc.schedule.config import diagonal_tiles
+from attncc.schedule.nearby import Nearby, index_of, nearby
 from attncc.schedule.stream import ZERO, B, G, H, M, N, Problem, varies
 from attncc.tile import nodes as t
 
-Place = Literal["tile", "row", "key", "pair"]
+Place = Literal["tile", "row", "key", "pair", "diagonal"]
 
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """One read and its share of the gradient. `factor` = d score / d x (of z: d z / d x); `buffer` collects it."""
+    """One read and its share of the gradient. `factor` = d score / d x (of z: d z / d x); `buffer` collects it.
+
+    Of a table by offset, `at` is the index that a sum belongs to, or `near` says which offsets are told apart.
+    """
 
     load: Load
     factor: Expr
     place: Place
     of_z: bool
     buffer: str
+    at: tuple[Expr, ...] | None = None
+    near: Nearby | None = None
 
 
 def captures(p: Problem) -> tuple[Capture, ...]:
@@ -45,10 +55,36 @@ def captures(p: Problem) -> tuple[Capture, ...]:
         if root is None:
             continue
         for load, factor in zip(loads, gradients(root, loads), strict=True):
-            if factor is not ZERO:
+            if factor is not ZERO and not (root is p.attend.score and _cancels(p, load, factor)):
                 name = f"d_{load.tensor}_{'z' if of_z else 's'}{len(out)}"
-                out.append(Capture(load, factor, _place(load), of_z, name))
+                out += _by_distance(p, Capture(load, factor, _place(load), of_z, name))
     return tuple(out)
+
+
+def _by_distance(p: Problem, c: Capture) -> tuple[Capture, ...]:
+    """A read of a table by offset as what it is near the diagonal and far from it, where that is known."""
+    table = next((x for x in p.attend.tables if x.name == c.load.tensor), None)
+    if table is None or p.variant.target == "torch":
+        return (c,)
+    near = nearby(table, p.by_row, balanced(p) and not varies(c.factor))
+    if near is None:
+        return (c,)
+    found = [replace(c, place="diagonal", near=near)]
+    for n, (pairs, at) in enumerate(near.beyond):
+        factor = op("where", pairs, c.factor, ZERO)
+        found.append(replace(c, factor=factor, place="tile", buffer=f"{c.buffer}_{n}", at=at, near=near))
+    return tuple(found)
+
+
+def balanced(p: Problem) -> bool:
+    """Whether dS adds up to 0 in every row: weights whose sum is 1, and no gradient of lse."""
+    return p.exponential and p.attend.normaliser.z is None and not p.variant.lse_gradient
+
+
+def _cancels(p: Problem, load: Load, factor: Expr) -> bool:
+    """Whether a read adds the same to all scores of a row, so that the weights are the same without it."""
+    moves = any("j" in free_vars(x) for x in (factor, *load.index)) or p.attend.product in set(walk(factor))
+    return balanced(p) and not moves
 
 
 def _place(load: Load) -> Place:
@@ -86,10 +122,29 @@ def buffer(c: Capture, p: Problem, rows: int) -> t.Tensor:
             return t.Tensor(c.buffer, ("b", "h", "r"), (B, H, M), real)
         case "key":
             return t.Tensor(c.buffer, ("b", "h", "j"), (B, H, N), real)
+        case "diagonal":
+            assert c.near is not None
+            side = diagonal_tiles(p.variant).rows
+            tiles, width = op("floordiv", op("add", M, side - 1), side), diagonals(c.near, side)[1]
+            more = 0 if c.near.rest is None else side
+            return t.Tensor(c.buffer, ("b", "h", "t", "o"), (B, H, tiles, Const(width + more, "int")), real)
         case "pair" if apart(c, p):
             return t.Tensor(c.buffer, ("b", "h", "r", "j"), (B, H, M, N), real)
         case "pair":
             return _pair_buffer(c, p)
+
+
+def diagonals(near: Nearby, side: int) -> tuple[int, int]:
+    """(the least offset, how many) of the diagonals of the square tiles that hold those which are told apart."""
+    first, last = -(-(near.first - side + 1) // side), (near.last + side - 1) // side
+    return (first - 1) * side, (last - first + 2) * side
+
+
+def _offset(near: Nearby, side: int) -> Expr:
+    """The offset that a number of the buffer belongs to."""
+    least, width = diagonals(near, side)
+    between = op("max", op("min", op("add", ivar("o"), least), near.last), near.first)
+    return between if near.rest is None else op("where", op("lt", ivar("o"), width), between, near.rest)
 
 
 def apart(c: Capture, p: Problem) -> bool:
@@ -118,13 +173,15 @@ def table_extents(table: Table) -> tuple[Expr, ...]:
     return (*(sizes[a] for a in table.axes), op("sub", op("add", N, M), 1))
 
 
-def collect(c: Capture, p: Problem, source: t.Tensor, out: t.Tensor, add: bool) -> t.Step:
-    """The host step that brings a buffer to the parameter's own shape.
+def collect(c: Capture, p: Problem, source: t.Tensor, out: t.Tensor, add: bool) -> tuple[t.Step, ...]:
+    """The host steps that bring a buffer to the parameter's own shape.
 
     Indices stay as written: a floor of reals may not be rearranged, or a bucket's edge would move.
     """
     table = next((x for x in p.attend.tables if x.name == c.load.tensor), None)
     index = table.index if table is not None else c.load.index
+    if table is not None and c.near is not None:
+        index = c.at or index_of(table, _offset(c.near, diagonal_tiles(p.variant).rows))
     if c.place == "pair" and table is None and not apart(c, p):
         index = tuple(ivar(a) for a in source.axes)
     shift = op("sub", N, M)
@@ -137,8 +194,14 @@ def collect(c: Capture, p: Problem, source: t.Tensor, out: t.Tensor, add: bool) 
     )
     plain = tuple(at.name for at in fixed if isinstance(at, Var))
     if not add and len(plain) == len(fixed) == len(set(plain)) and set(plain) <= set(source.axes):
-        return t.SumAxes(t.Tensor(out.name, plain, out.extents, out.dtype), source.name, _missing(source, plain))
-    return t.ScatterAdd(out, source.name, fixed, add)
+        return (t.SumAxes(t.Tensor(out.name, plain, out.extents, out.dtype), source.name, _missing(source, plain)),)
+    if c.near is None:
+        return (t.ScatterAdd(out, source.name, fixed, add),)
+    read = {n for at in fixed for n in free_vars(at)}
+    kept = [n for n, a in enumerate(source.axes) if a in read]
+    axes, extents = tuple(source.axes[n] for n in kept), tuple(source.extents[n] for n in kept)
+    total = t.Tensor(f"{c.buffer}_sum", axes, extents, source.dtype)
+    return t.SumAxes(total, source.name, _missing(source, axes)), t.ScatterAdd(out, total.name, fixed, add)
 
 
 def _missing(source: t.Tensor, kept: tuple[str, ...]) -> tuple[str, ...]:

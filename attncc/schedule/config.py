@@ -61,8 +61,7 @@ def plan(v: Variant, demand: Demand) -> Plan:
         fused = v.dtype in ("f32", "f64")
         return Plan(wide, Tiles(1024, 1, Config()), Tiles(64, 256, Config()), wide, fused)
     widest = max(v.D, v.E)
-    staged = all(v.layout(n).aligned and v.layout(n).unit for n in ("q", "k", "v", "d_out"))
-    if v.dtype in ("f32", "f64") or not staged:
+    if v.dtype in ("f32", "f64") or not _staged(v):
         # Rows that bulk copies can't take pass through registers. Warp-group dots of such tiles are miscompiled by
         # Triton 3.6 (shared memory out of range at D 100, E 40); tiles of 32 rows keep to warp-level dots.
         side = 32 if widest <= 128 else 16
@@ -70,6 +69,22 @@ def plan(v: Variant, demand: Demand) -> Plan:
         return Plan(small, _tiles(64, 1, 4, 1), small, small)
     table = _half if 90 <= v.capability < 120 else _small
     return table(widest, v.grouped, demand)
+
+
+def diagonal_tiles(v: Variant) -> Tiles:
+    """Square tiles whose diagonals are summed."""
+    widest = max(v.D, v.E)
+    if v.dtype in ("f32", "f64") or not _staged(v):
+        side = 32 if widest <= 128 else 16
+        return _tiles(side, side, 4, 1)
+    if 90 <= v.capability < 120:
+        return _tiles(64, 64, 8, 2) if widest <= 128 else _tiles(32, 32, 4, 2)
+    return _tiles(64, 64, 8, 1) if widest <= 64 else _tiles(32, 32, 4, 1)
+
+
+def _staged(v: Variant) -> bool:
+    """Whether rows are such that bulk copies can take them."""
+    return all(v.layout(n).aligned and v.layout(n).unit for n in ("q", "k", "v", "d_out"))
 
 
 def _tiles(rows: int, keys: int, warps: int, stages: int) -> Tiles:

@@ -6,6 +6,7 @@ from attncc.expr.build import op
 from attncc.expr.nodes import Const, substitute, walk
 from attncc.schedule import steps as plain
 from attncc.schedule.captured import Capture, buffer, captures
+from attncc.schedule.diagonals import diagonals_kernel
 from attncc.schedule.hopper import backward_refusal
 from attncc.schedule.hopper_backward import KEYS, partitioned_keys
 from attncc.schedule.hopper_backward_rows import cast_kernel, query_sums, statistics, statistics_kernel
@@ -38,20 +39,22 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
     apart = p.variant.ordered and "q" in wanted
     summed = frozenset(wanted) & {"q", "k", "v"} - ({"q"} if apart else set())
     main, walked = bool(summed or inside), bool(beside or apart)
+    near = tuple(c for c in found if c.place == "diagonal")
     kernels: list[t.Kernel] = []
     if p.normalised:
-        kernels.append(statistics_kernel(p, how, of_z, walked))
+        kernels.append(statistics_kernel(p, how, of_z, walked or bool(near)))
     if main:
         kernels.append(partitioned_keys(p, how, summed, inside))
     if "q" in summed:
         kernels.append(cast_kernel(p))
     if walked:
         kernels.append(queries_kernel(p, tiles.queries, apart, beside))
+    kernels += [diagonals_kernel(p, c) for c in near]
     scans, before = plain.scans_read(p, runs, tuple(kernels))
     steps: list[t.Step] = [*plain.prologue(p, tuple(kernels)), *before]
     if p.normalised:
         steps.append(t.Alloc(statistics(p, how)))
-        steps += [t.Alloc(plain.stat(p, n)) for n in map(p.own, ("delta", "log_z")) if walked]
+        steps += [t.Alloc(plain.stat(p, n)) for n in map(p.own, ("delta", "log_z")) if walked or near]
     steps += [t.Alloc(query_sums(p), 0.0)] if "q" in summed else []
     steps += [t.Alloc(plain.tensor(p, f"d_{n}", strided=True), like=n) for n in wanted if n in ("q", "k", "v")]
     buffers = {c.buffer: _buffer(c, p, how, tiles.queries.rows) for c in found}

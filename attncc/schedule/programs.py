@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from attncc.schedule.captured import buffer, captures
+from attncc.schedule.diagonals import diagonals_kernel
 from attncc.schedule.heads import without_groups
 from attncc.schedule.hopper import forward_refusal
 from attncc.schedule.hopper_config import forward_plan
@@ -94,7 +95,7 @@ def _plain_backward(p: Problem, runs: tuple[Run, ...]) -> t.Program:
     tiles = plain_plan(p)
     of_z = tuple(c for c in found if c.of_z)
     by_key = tuple(c for c in found if c.place == "key" and not c.of_z)
-    by_row = tuple(c for c in found if c.place != "key" and not c.of_z)
+    by_row = tuple(c for c in found if c.place not in ("key", "diagonal") and not c.of_z)
     fused = tiles.fused and "q" in wanted and bool({"k", "v"} & set(wanted))
     kernels: list[t.Kernel] = []
     if p.normalised:
@@ -103,6 +104,7 @@ def _plain_backward(p: Problem, runs: tuple[Run, ...]) -> t.Program:
         kernels.append(keys_kernel(p, tiles.keys, frozenset(wanted) - (frozenset() if fused else {"q"}), by_key))
     if ("q" in wanted and not fused) or by_row:
         kernels.append(queries_kernel(p, tiles.queries, "q" in wanted and not fused, by_row))
+    kernels += [diagonals_kernel(p, c) for c in found if c.place == "diagonal"]
     scans, before = scans_read(p, runs, tuple(kernels))
     steps: list[t.Step] = [*prologue(p, tuple(kernels)), *before]
     steps += [t.Alloc(stat(p, name)) for name in map(p.own, ("delta", "log_z"))] if p.normalised else []

@@ -53,10 +53,10 @@ def collected(p: Problem, name: str, found: tuple[Capture, ...], buffers: dict[s
     if not mine:
         return (t.Alloc(out, 0.0),)
     if len(mine) == 1:
-        return (collect(mine[0], p, buffers[mine[0].buffer], out, False),)
+        return collect(mine[0], p, buffers[mine[0].buffer], out, False)
     total = t.Tensor(f"d_{name}_total", axes, extents, p.real)
     steps: list[t.Step] = [t.Alloc(total, 0.0)]
-    steps += [collect(c, p, buffers[c.buffer], total, True) for c in mine]
+    steps += [s for c in mine for s in collect(c, p, buffers[c.buffer], total, True)]
     return (*steps, t.SumAxes(out, total.name, ()))
 
 
