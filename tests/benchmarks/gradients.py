@@ -216,7 +216,7 @@ def timed(calls: dict[str, Callable[[], object]], rounds: int, device: torch.dev
     return times
 
 
-def compile_ahead(shapes: Sequence[dict[str, int]], device: torch.device, backend: str) -> None:
+def compile_ahead(rows: Sequence[Row], shapes: Sequence[dict[str, int]], device: torch.device, backend: str) -> None:
     """Every kernel at once."""
     if device.type != "cuda":
         return
@@ -224,7 +224,7 @@ def compile_ahead(shapes: Sequence[dict[str, int]], device: torch.device, backen
     halves = [
         half
         for sizes in shapes
-        for row in ROWS
+        for row in rows
         for way in ways(row, shortened(sizes), torch.device("cpu"), backend).values()
         for half in wanted(_in_half(way.case), backend, 10 * major + minor, deterministic=way.deterministic)
     ]
@@ -254,10 +254,11 @@ def main() -> None:
     where = introduce(device)
     texts = given.shape or ["B=4,H=16,N=4096,D=128", "B=4,H=16,N=4096,D=64"]
     shapes = [full_sizes({n: int(s) for n, s in (p.split("=") for p in t.split(","))}) for t in texts]
-    compile_ahead(shapes, device, given.backend)
+    chosen = [r for r in ROWS if given.only in r.name]
+    compile_ahead(chosen, shapes, device, given.backend)
     rows = []
     for sizes in shapes:
-        for row in (r for r in ROWS if given.only in r.name):
+        for row in chosen:
             rows.append(measure(row, ways(row, sizes, device, given.backend), given.rounds, device))
             print(f"  {row.name} D {sizes['D']}: {rows[-1]['tier']} {rows[-1]['notes'] or ''}", flush=True)
     head: tuple[str, ...] = ("captured", "D", "plain ms", "cost", "bar", "cost holds", "same bits", "varies")
