@@ -246,16 +246,24 @@ class Body(Memory):
         with self.w.block(header, s.note):
             if over.claims is None:
                 self.w.line(f"place = gl.program_id(0) + {item} * gl.num_programs(0)")
-            self._decode(first, others)
+            self._decode(first, others, over.ahead)
             self.statements(s.body)
             self.end(s.carried, s.body)
             if over.claims is not None:
                 self._next_place(over.claims, over.taking, item)
 
-    def _decode(self, first: GridAxis, others: Sequence[GridAxis]) -> None:
+    def _decode(self, first: GridAxis, others: Sequence[GridAxis], ahead: int) -> None:
         """The place's number as positions along the grid's axes."""
-        self.w.line("work_tile = place % tiles")
-        self.w.line("rest = place // tiles")
+        if ahead:
+            self.w.line(f"most = gl.minimum(gl.cdiv({ahead} * gl.num_programs(0), tiles), others)")
+            self.w.line("group_begin = place // (tiles * most) * most")
+            self.w.line("group_size = gl.minimum(most, others - group_begin)")
+            self.w.line("number = place - group_begin * tiles")
+            self.w.line("work_tile = number // group_size")
+            self.w.line("rest = group_begin + number % group_size")
+        else:
+            self.w.line("work_tile = place % tiles")
+            self.w.line("rest = place // tiles")
         number = "(tiles - 1 - work_tile)" if first.descending else "work_tile"
         self.w.line(f"{self.bind(first.name)} = {number} * {first.tile}")
         for n, axis in enumerate(others):

@@ -10,6 +10,9 @@ and dS are the first operands of dV and dK as they lie in registers. A turn of a
 
 The producer walks the same turns and knows nothing else. Before the first turn dS is 0 and its dQ leaves for rows
 outside of the tensor, so that all turns are alike.
+
+Where shared memory has room for what leaves, a program stays on its multiprocessor: the producer takes one place of the
+grid after another and fetches the next place's tiles while consumers store dK and dV of theirs.
 """
 
 from __future__ import annotations
@@ -25,10 +28,10 @@ from attncc.schedule.captured import Capture, split_coefficient
 from attncc.schedule.config import Tiles
 from attncc.schedule.hopper_backward_stream import StagedStream, affine, packed, whole
 from attncc.schedule.hopper_backward_turns import Walk, walk_of
-from attncc.schedule.hopper_config import HopperBackward
+from attncc.schedule.hopper_config import ROOM, HopperBackward
 from attncc.schedule.masks import ends_inside
-from attncc.schedule.partitions import Ring, ring
-from attncc.schedule.ranges import Cut, Rows, visits
+from attncc.schedule.partitions import WARPS, Ring, claims, counter, parity, ring
+from attncc.schedule.ranges import Cut, Rows, uneven, visits
 from attncc.schedule.separate import separate
 from attncc.schedule.steps import reads_at_rows
 from attncc.schedule.stream import ZERO, G, Guards, H, M, N, Problem, b, g, h
@@ -66,7 +69,25 @@ class _Keys:
     def kernel(self) -> t.Kernel:
         p, k = self.p, self.k
         self.j0 = Var(p.own("j0"), "int")
-        k.start(self.j0.name, "g", "b")
+        k.start()
+        self.heads = k.b.value(op("floordiv", H, G), "group") if p.variant.grouped else None
+        self.d, self.e = (k.pieces(x)[0][2] for x in "de")
+        self.resident = self.plan.resident and self._room()
+        if not self.resident:
+            self._place()
+        self._memory()
+        parts = (*(self._consumer(c) for c in range(2)), self._producer())
+        k.b.add(t.Partitions(parts))
+        if self.resident:
+            self._seen(counter(p).name)
+        config = t.Config(4, 1, self.plan.entry)
+        grid = key_grid(p, Tiles(self.plan.rows, 2 * KEYS, config))
+        return t.Kernel("keys_kernel", grid, tuple(k.tensors), k.scalars(), k.body(), config)
+
+    def _place(self) -> None:
+        """The program's place in the grid, and the tiles it walks there."""
+        p, k = self.p, self.k
+        k.place(self.j0.name, "g", "b")
         k.keys(self.j0, 2 * KEYS)
         k.b.axis("i", self.plan.rows)
         own = op("lt", k.key, N)
@@ -75,13 +96,45 @@ class _Keys:
         k.b.bindings[h] = self._head(NONE)
         seen = visits(k.b, p.by_key, Rows("j", self.j0, last, own, "j", p.rising), Cut(self.plan.rows, M, k.shift))
         self.walk: Walk = walk_of(k.b, seen, op("lt", N, op("add", self.j0, 2 * KEYS)))
-        self.heads = k.b.value(op("floordiv", H, G), "group") if p.variant.grouped else None
-        self._memory()
-        parts = (*(self._consumer(c) for c in range(2)), self._producer())
-        k.b.add(t.Partitions(parts))
-        config = t.Config(4, 1, self.plan.entry)
-        grid = key_grid(p, Tiles(self.plan.rows, 2 * KEYS, config))
-        return t.Kernel("keys_kernel", grid, tuple(k.tensors), k.scalars(), k.body(), config)
+
+    def _partition(self, name: str, warps: int, registers: int, body: Callable[[], Expr]) -> t.Partition:
+        """The code of some warps at one place, or at every place of a resident program; `body` ends at a turn."""
+        k = self.k
+        self.item: Expr = NONE
+        self.before: Expr = NONE
+        with k.b.partition() as scope:
+            if self.resident:
+                taken = k.b.let("taken", INT, t.Full(NONE), "turns at the places before")
+
+                def place(item: Var, state: State) -> State:
+                    self.item, self.before = item, state[0]
+                    self._place()
+                    return (k.b.value(op("add", self.before, body()), "taken"),)
+
+                work = t.Work(self.claims, warps == 1, self.plan.ahead if uneven(self.p.by_key, "j") else 0)
+                k.loop(work, "item", "", (taken,), place, "the places of this program", 1, "asc")
+                if warps > 1:
+                    k.b.add(t.CopyWait(0))
+            else:
+                body()
+        return t.Partition(name, warps, registers, tuple(scope.statements))
+
+    def _at(self, n: Expr) -> Expr:
+        """Turn `n` of this place, counted from the program's first."""
+        return op("add", self.before, n)
+
+    def _room(self) -> bool:
+        """Whether dK and dV may leave through shared memory of their own."""
+        rows, d, e = self.plan.rows, self.d.extent, self.e.extent
+        taken = self.plan.depth * rows * (2 * (d + e) + 4 * len(packed(self.p))) + 4 * KEYS * (d + e)
+        taken += 4 * KEYS * max(d, e) if d == e else 4 * KEYS * (d + e)
+        if self.exchanged:
+            taken += 8 * KEYS * rows + 8 * 64 * self._columns()
+        return taken <= ROOM
+
+    def _columns(self) -> int:
+        """Of the dQ that a consumer computes."""
+        return self.d.extent // (2 if self.plan.share == "columns" else 1)
 
     def _first(self, c: int) -> Var:
         """The first key of a consumer."""
@@ -96,7 +149,6 @@ class _Keys:
     def _memory(self) -> None:
         k, plan = self.k, self.plan
         rows, keys = t.Axis("i", plan.rows), k.b.axis("j", KEYS)
-        self.d, self.e = (k.pieces(x)[0][2] for x in "de")
         self.q_tile = self._buffer("q_tile", (rows, self.d), plan.depth)
         self.do_tile = self._buffer("do_tile", (rows, self.e), plan.depth)
         self.k_tile = self._buffer("k_tile", (keys, self.d), 2)
@@ -104,13 +156,24 @@ class _Keys:
         if packed(self.p):
             numbers = t.Axis("i", plan.rows * len(packed(self.p)))
             k.statistics = self._buffer("statistics_tile", (numbers,), plan.depth, "f32")
-        self.own_full = k.b.fresh("own_full")
-        k.b.add(t.AllocBar(self.own_full, 1))
+        self._owned()
         self.ring: Ring = ring(k.b, "rows", plan.depth, 2)
         if self.exchanged:
             self._exchange(rows, keys)
+        self.out_tile = self._buffer("out_tile", (keys, self.e), 2) if self.resident else self.v_tile
         if "k" in self.wanted and self.d.extent != self.e.extent:
             self.dk_tile = self._buffer("dk_tile", (keys, self.d), 2)
+        if self.resident:
+            self.claims: t.Claims = claims(k.b, self.p, 2)
+
+    def _owned(self) -> None:
+        """The barriers of the program's own keys and values."""
+        k = self.k
+        self.own_full, self.k_empty, self.v_empty = (k.b.fresh(n) for n in ("own_full", "k_empty", "v_empty"))
+        k.b.add(t.AllocBar(self.own_full, 1))
+        if self.resident:
+            k.b.add(t.AllocBar(self.k_empty, 1, 2 * WARPS))
+            k.b.add(t.AllocBar(self.v_empty, 1, 2 * WARPS))
 
     def _exchange(self, rows: t.Axis, keys: t.Axis) -> None:
         """Two turns' dS of both consumers, a barrier array each, and what their dQ leaves through."""
@@ -119,8 +182,7 @@ class _Keys:
         self.ds_full = tuple(k.b.fresh(f"ds{c}_full") for c in range(2))
         for name in self.ds_full:
             k.b.add(t.AllocBar(name, 2))
-        columns = self.d.extent // (2 if self.plan.share == "columns" else 1)
-        self.dq_type = t.Type((t.Axis("i", 64), t.Axis(self.d.name, columns)), "f32")
+        self.dq_type = t.Type((t.Axis("i", 64), t.Axis(self.d.name, self._columns())), "f32")
         self.dq_tile = self._buffer("dq_tile", self.dq_type.axes, 2, "f32")
 
     def _buffer(self, hint: str, axes: tuple[t.Axis, ...], depth: int, dtype: t.Dtype | None = None) -> str:
@@ -159,21 +221,26 @@ class _Keys:
     # --- the producer
 
     def _producer(self) -> t.Partition:
+        return self._partition("producer", 1, self.plan.spare, self._feed)
+
+    def _feed(self) -> Expr:
+        """Fetches the keys and values of a place once the place before needs its own no more, then walks."""
         k, bar = self.k, t.Bar(self.own_full, NONE)
-        row = 2 * (self.d.extent + self.e.extent)
-        with k.b.partition() as scope:
-            k.b.add(t.BarExpect(bar, 2 * KEYS * row))
+        phase = parity(k.b, self.item, 1)
+        for tile, tensor, empty in ((self.v_tile, "v", self.v_empty), (self.k_tile, "k", self.k_empty)):
+            if self.resident:
+                k.b.add(t.BarWait(t.Bar(empty, NONE), op("sub", 1, phase)))
+            if tensor == "v":
+                k.b.add(t.BarExpect(bar, 4 * KEYS * (self.d.extent + self.e.extent)))
             for c in range(2):
                 at = (b, g, self._first(c), NONE)
-                k.b.add(t.CopyIn(t.Slot(self.k_tile, Const(c, "int")), self._seen("k"), at, bar))
-                k.b.add(t.CopyIn(t.Slot(self.v_tile, Const(c, "int")), self._seen("v"), at, bar))
-            self._heads((), lambda start, state: self._loops(start, state, self._fill))
-        return t.Partition("producer", 1, self.plan.spare, tuple(scope.statements))
+                k.b.add(t.CopyIn(t.Slot(tile, Const(c, "int")), self._seen(tensor), at, bar))
+        return self._heads((), lambda start, state: self._loops(start, state, self._fill))[1]
 
     def _fill(self, masked: bool, n: Expr, tile: Expr, state: State) -> State:
         """Waits until the slot of turn `n` is empty and begins to fill it."""
         k, rows = self.k, self.plan.rows
-        slot, phase = self.ring.at(k.b, n)
+        slot, phase = self.ring.at(k.b, self._at(n))
         bar = t.Bar(self.ring.full, slot)
         k.b.add(t.BarWait(t.Bar(self.ring.empty, slot), op("sub", 1, phase)))
         numbers = 4 * len(packed(self.p))
@@ -193,21 +260,23 @@ class _Keys:
     # --- a consumer
 
     def _consumer(self, c: int) -> t.Partition:
+        return self._partition(f"consumer{c}", 4, self.plan.registers, lambda: self._consume(c))
+
+    def _consume(self, c: int) -> Expr:
         k = self.k
-        with k.b.partition() as scope:
-            self.c, self.mine = c, Const(c, "int")
-            k.keys(self._first(c), KEYS)
-            k.parts = separate(scale(self.p.attend.score, LOG2E), self._first(c))
-            k.b.axis("i", self.plan.rows)
-            self.own = op("lt", k.key, N)
-            k.guards = Guards(key=self.own)
-            dk = k.zeros("dk", "j", "d") if "k" in self.wanted else ()
-            dv = k.zeros("dv", "j", "e") if "v" in self.wanted else ()
-            before = self._before() if self.exchanged else ()
-            k.b.add(t.BarWait(t.Bar(self.own_full, NONE), NONE))
-            final, turns = self._heads((*dk, *dv, *before), self._one_head)
-            self._finish(final[: len(dk)], final[len(dk) : len(dk) + len(dv)], final[len(dk) + len(dv) :], turns)
-        return t.Partition(f"consumer{c}", 4, self.plan.registers, tuple(scope.statements))
+        self.c, self.mine = c, Const(c, "int")
+        k.keys(self._first(c), KEYS)
+        k.parts = separate(scale(self.p.attend.score, LOG2E), self._first(c))
+        k.b.axis("i", self.plan.rows)
+        self.own = op("lt", k.key, N)
+        k.guards = Guards(key=self.own)
+        dk = k.zeros("dk", "j", "d") if "k" in self.wanted else ()
+        dv = k.zeros("dv", "j", "e") if "v" in self.wanted else ()
+        before = self._before() if self.exchanged else ()
+        k.b.add(t.BarWait(t.Bar(self.own_full, NONE), parity(k.b, self.item, 1)))
+        final, turns = self._heads((*dk, *dv, *before), self._one_head)
+        self._finish(final[: len(dk)], final[len(dk) : len(dk) + len(dv)], final[len(dk) + len(dv) :], turns)
+        return turns
 
     def _before(self) -> State:
         """The turn before the first: no dS, and its rows lie outside."""
@@ -244,7 +313,7 @@ class _Keys:
     def _turn(self, masked: bool, n: Expr, tile: Expr, state: State) -> State:
         k, plan = self.k, self.plan
         dk, dv, before, sums = self._parts(state)
-        k.slot, phase = self.ring.at(k.b, n)
+        k.slot, phase = self.ring.at(k.b, self._at(n))
         i0 = k.b.value(op("mul", tile, plan.rows), "i0")
         self._rows(masked, i0)
         k.b.add(t.BarWait(t.Bar(self.ring.full, k.slot), phase))
@@ -379,8 +448,9 @@ class _Keys:
     # --- dQ
 
     def _exchanges(self, n: Expr) -> tuple[Expr, Expr]:
-        """(slot, parity of its phase) of the dS numbered `n`."""
-        return Ring("", "", 2).at(self.k.b, n)
+        """(slot, parity of its phase) of the dS numbered `n`; where dQ lags, a place has one more than turns."""
+        number = op("add", self.item, self._at(n)) if self.plan.lag else self._at(n)
+        return Ring("", "", 2).at(self.k.b, number)
 
     def _send(self, ds: Var, n: Expr) -> None:
         """dS number `n` to shared memory."""
@@ -420,23 +490,31 @@ class _Keys:
 
     def _finish(self, dk: State, dv: State, before: State, turns: Expr) -> None:
         k = self.k
-        if dv:
-            self._store("d_v", dv[0], self.v_tile)
+        if self.resident:
+            k.b.add(t.BarArrive(t.Bar(self.v_empty, NONE), WARPS))
+        elif dv:
+            self._store("d_v", dv[0], self.out_tile)
         if before:
             self._forget(M)
             self._leave(self._dq(turns), before)
+        if self.resident:
+            k.b.add(t.BarArrive(t.Bar(self.k_empty, NONE), WARPS))
+            if dv:
+                k.b.add(t.CopyWait(0))
+                self._store("d_v", dv[0], self.out_tile)
         if dk:
             factor = split_coefficient(derivative(self.p.attend.score, self.p.attend.product))[0]
             whole = scaled(k, dk[0], factor, "dk")
             k.b.add(t.CopyWait(0))
-            self._store("d_k", whole, self.v_tile if self.d.extent == self.e.extent else self.dk_tile)
-        k.b.add(t.CopyWait(0))
+            self._store("d_k", whole, self.out_tile if self.d.extent == self.e.extent else self.dk_tile)
+        if not self.resident:
+            k.b.add(t.CopyWait(0))
 
     def _store(self, tensor: str, value: Var, through: str) -> None:
         """A result of this consumer's keys, through a buffer that nobody reads any more."""
         k = self.k
         narrow = k.cast(value, self.p.variant.dtype)
-        if through is self.v_tile and tensor == "d_k":
+        if through is self.out_tile and tensor == "d_k":
             type = t.Type((k.b.axis("j", KEYS), self.e), self.p.variant.dtype)
             narrow = k.b.let("dk_rows", type, t.Rename(narrow.name))
         slot = t.Slot(through, self.mine)

@@ -37,6 +37,8 @@ class HopperForward:
     """The product of the turn before is awaited ahead of the exponentials: with `rounded` weights, fewer registers."""
     resident: bool = True
     """Where there is room, a program stays on its multiprocessor and works at one place of the grid after another."""
+    ahead: int = 1
+    """Where walks are of different lengths: places for every program among which the long walks come first."""
     turns: bool = False
     """Consumers take turns to issue their products, so that one's exponentials run under the other's products."""
 
@@ -102,6 +104,10 @@ class HopperBackward:
     """Products of q and k start at minus log2 Z, where the score is affine in them."""
     hold: Literal["weights", "product"] = "weights"
     """What waits in registers for dP: the weights, or the product that all else is computed from again."""
+    resident: bool = True
+    """Where there is room, a program stays on its multiprocessor and works at one place of the grid after another."""
+    ahead: int = 1
+    """Where walks are of different lengths: places for every program among which the long walks come first."""
     registers: int = 240
     """Of a consumer's thread; the producer's keeps `spare`."""
     spare: int = 24

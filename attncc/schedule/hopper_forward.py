@@ -26,8 +26,8 @@ from attncc.ir.nodes import Load
 from attncc.schedule.config import Tiles
 from attncc.schedule.hopper_config import ROOM, HopperForward
 from attncc.schedule.masks import ends_inside
-from attncc.schedule.partitions import WARPS, ZERO, Buffers, Ring, Turns, buffers, parity, ring, turns
-from attncc.schedule.ranges import Cut, Rows, visits
+from attncc.schedule.partitions import WARPS, ZERO, Buffers, Ring, Turns, buffers, claims, counter, parity, ring, turns
+from attncc.schedule.ranges import Cut, Rows, uneven, visits
 from attncc.schedule.stream import Guards, M, N, Problem, Stream, b, h
 from attncc.schedule.stream_forward import finish, initial_statistics, online, row_grid
 from attncc.tile import nodes as t
@@ -40,11 +40,6 @@ State = tuple[Var, ...]
 def partitioned_forward(p: Problem, plan: HopperForward) -> t.Kernel:
     """out and, for normalised weights, lse."""
     return _Forward(p, plan).kernel()
-
-
-def counter(p: Problem) -> t.Tensor:
-    """Counts the places that programs took."""
-    return t.Tensor(p.own("places_taken"), ("one",), (Const(1, "int"),), "i32")
 
 
 class _Forward:
@@ -101,7 +96,7 @@ class _Forward:
                     body()
                     return (k.b.value(op("add", self.before, self.turns.total), "taken"),)
 
-                work = t.Work(self.claims, taking=warps == 1)
+                work = t.Work(self.claims, warps == 1, self.plan.ahead if uneven(self.p.by_row, "i") else 0)
                 k.loop(work, "item", "", (taken,), place, "the places of this program", 1, "asc")
                 if warps > 1 and self.out is not None:
                     k.b.add(t.CopyWait(0))
@@ -140,15 +135,7 @@ class _Forward:
             k.b.add(t.AllocBar(self.turn, c, WARPS))
             k.b.add(t.BarArrive(t.Bar(self.turn, ZERO), WARPS))
         if self.resident:
-            self._claims()
-
-    def _claims(self) -> None:
-        """What passes a place from the producer to the consumers."""
-        k = self.k
-        places = ring(k.b, "places", 2, self.plan.consumers)
-        slots = k.b.fresh("places")
-        k.b.add(t.AllocShared(slots, t.Type((t.Axis("one", 1),), "i32"), 2))
-        self.claims = t.Claims(counter(self.p).name, slots, places.full, places.empty)
+            self.claims: t.Claims = claims(k.b, self.p, c)
 
     # --- the producer
 

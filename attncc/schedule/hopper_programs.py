@@ -12,20 +12,23 @@ from attncc.schedule.hopper_backward import KEYS, partitioned_keys
 from attncc.schedule.hopper_backward_rows import cast_kernel, query_sums, statistics, statistics_kernel
 from attncc.schedule.hopper_config import HopperBackward, backward_plan
 from attncc.schedule.overrides import overridden
+from attncc.schedule.partitions import counter
 from attncc.schedule.prune import prune
 from attncc.schedule.runs import Run
 from attncc.schedule.stream import ZERO, B, H, N, Problem, i, j
 from attncc.schedule.stream_backward import queries_kernel
 from attncc.tile import nodes as t
+from attncc.tile.dialect import works
 
 
 def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward | None = None) -> t.Program | str:
-    """The partitioned backward, or why there is none. Captures by row or by pair get a plain kernel beside it.
+    """The partitioned backward, or why there is none. Captures by row or by pair, and those of pairs far from the
+    diagonal, for whose comparisons it has no registers, get a plain kernel beside it.
 
     So does dQ where every sum is added up in one order: the partitioned kernels of all keys add to it as they come.
     """
     demand, wanted, found = plain.demand(p), p.variant.gradients, captures(p)
-    inside = tuple(c for c in found if c.place in ("key", "tile") and not c.of_z)
+    inside = tuple(c for c in found if c.place in ("key", "tile") and not c.of_z and c.near is None)
     positions = bool({i, j} & set(walk(substitute(p.attend.score, {p.attend.product: ZERO}))))
     crowded = positions or bool(inside) or len(p.by_key.alternatives) > 1
     default = backward_plan(p.variant.D, p.variant.E, demand, crowded, p.exponential)
@@ -34,7 +37,8 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
     if refused:
         return refused
     of_z = tuple(c for c in found if c.of_z)
-    beside = tuple(c for c in found if c.place in ("row", "pair") and not c.of_z)
+    far = tuple(c for c in found if c.place == "tile" and c.near is not None)
+    beside = (*(c for c in found if c.place in ("row", "pair") and not c.of_z), *far)
     tiles = plain.plain_plan(p)
     apart = p.variant.ordered and "q" in wanted
     summed = frozenset(wanted) & {"q", "k", "v"} - ({"q"} if apart else set())
@@ -59,6 +63,8 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
     steps += [t.Alloc(plain.tensor(p, f"d_{n}", strided=True), like=n) for n in wanted if n in ("q", "k", "v")]
     buffers = {c.buffer: _buffer(c, p, how, tiles.queries.rows) for c in found}
     steps += [t.Alloc(buffers[c.buffer], 0.0 if c.place == "pair" else None) for c in found]
+    if any(map(works, kernels)):
+        steps.append(t.Alloc(counter(p), 0.0, kept=True))
     steps += [t.Launch(k.name) for k in kernels]
     steps += [s for n in wanted if n not in ("q", "k", "v") for s in plain.collected(p, n, found, buffers)]
     outputs = tuple(f"d_{n}" for n in wanted)
@@ -68,7 +74,7 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
 
 def _buffer(c: Capture, p: Problem, how: HopperBackward, rows: int) -> t.Tensor:
     """The tensor a capture's share is collected in: one number per consumer where no index is left."""
-    if c.place != "tile" or c.of_z:
+    if c.place != "tile" or c.of_z or c.near is not None:
         return buffer(c, p, how.rows if c.of_z else rows)
     programs = op("floordiv", op("add", N, 2 * KEYS - 1), 2 * KEYS)
     return t.Tensor(c.buffer, ("b", "h", "t", "x"), (B, H, programs, Const(2, "int")), p.real)

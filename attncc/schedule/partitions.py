@@ -9,7 +9,7 @@ from attncc.expr.nodes import Const, Expr, Var
 from attncc.passes.simplify import simplify
 from attncc.schedule.builder import Builder
 from attncc.schedule.ranges import Visits
-from attncc.schedule.stream import Stream
+from attncc.schedule.stream import Problem, Stream
 from attncc.tile import nodes as t
 
 ZERO = Const(0, "int")
@@ -65,6 +65,19 @@ def ring(b: Builder, hint: str, depth: int, readers: int) -> Ring:
     b.add(t.AllocBar(full, depth))
     b.add(t.AllocBar(empty, depth, WARPS * readers))
     return Ring(full, empty, depth)
+
+
+def counter(p: Problem) -> t.Tensor:
+    """Counts the places that programs took."""
+    return t.Tensor(p.own("places_taken"), ("one",), (Const(1, "int"),), "i32")
+
+
+def claims(b: Builder, p: Problem, readers: int) -> t.Claims:
+    """Allocates what passes a place from the producer to the consumers; `readers` are warpgroups."""
+    places = ring(b, "places", 2, readers)
+    slots = b.fresh("places")
+    b.add(t.AllocShared(slots, t.Type((t.Axis("one", 1),), "i32"), 2))
+    return t.Claims(counter(p).name, slots, places.full, places.empty)
 
 
 def _scalar(b: Builder, e: Expr, hint: str) -> Expr:

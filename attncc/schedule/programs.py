@@ -9,9 +9,10 @@ from attncc.schedule.diagonals import diagonals_kernel
 from attncc.schedule.heads import without_groups
 from attncc.schedule.hopper import forward_refusal
 from attncc.schedule.hopper_config import forward_plan
-from attncc.schedule.hopper_forward import counter, partitioned_forward
+from attncc.schedule.hopper_forward import partitioned_forward
 from attncc.schedule.hopper_programs import backward_program as hopper_backward
 from attncc.schedule.overrides import overridden
+from attncc.schedule.partitions import counter
 from attncc.schedule.prune import prune
 from attncc.schedule.runs import Run, with_runs
 from attncc.schedule.steps import (

@@ -53,6 +53,11 @@ class Visits:
     full: t.Ranges | None
 
 
+def uneven(bounds: Bounds, index: str) -> bool:
+    """Whether walks are longer at one end of the grid: one end of what is visited moves alone."""
+    return any((direction(a.lower, index) == 0) != (direction(a.upper, index) == 0) for a in bounds.alternatives)
+
+
 def visits(b: Builder, bounds: Bounds, rows: Rows, cut: Cut) -> Visits:
     """The ranges of a loop over `bounds.index` in a program that owns a tile of the other index."""
     if not bounds.alternatives:

@@ -97,7 +97,8 @@ def run_threads(threads: list[tuple[Thread, Generator[Pause, None, object]]], sh
         if not ready and not shared.flying:
             stuck = "; ".join(f"{threads[n][0].name or 'the kernel'} waits for {p.what}" for n, p in waiting.items())
             raise DeadlockFault(f"deadlock: {stuck}")
-        pick = int(shared.rng.integers(len(ready) + len(shared.flying)))
+        later = ready and shared.rng.random() < shared.slowness
+        pick = int(shared.rng.integers(len(ready) + (0 if later else len(shared.flying))))
         if pick >= len(ready):
             shared.land(pick - len(ready))
             continue
@@ -201,6 +202,8 @@ class SharedMemory:
         self.buffers: dict[tuple[str, int], _Buffer] = {}
         self.barriers: dict[tuple[str, int], _Barrier] = {}
         self.flying: list[_Flight] = []
+        self.slowness = float(rng.choice([0.0, 0.9, 0.99]))
+        """How often copies in flight stay there while any thread may go on."""
         self._copies = 0
 
     # --- statements -------------------------------------------------------------------------------------------------

@@ -110,11 +110,12 @@ class Writer:
         return f"{spell_name(slot.name)}[{self.expr(slot.index)}{part}]"
 
     def ranges(self, over: t.Ranges | t.Count | t.Work) -> str:
-        """Count: lo .. hi. Ranges: tiles 128 of N: pieces [full]. Work: work [from counter slots full empty]."""
+        """Count: lo .. hi. Ranges: tiles 128 of N: pieces [full]. Work: work [from counter slots full empty] .."""
         if isinstance(over, t.Work):
             c = over.claims
             names = () if c is None else (spell_name(x) for x in (c.counter, c.slots, c.full, c.empty))
-            return " ".join(("work", *(("from", *names) if c else ()))) + " taking" * over.taking
+            ahead = f" ahead {over.ahead}" if over.ahead else ""
+            return " ".join(("work", *(("from", *names) if c else ()))) + " taking" * over.taking + ahead
         if isinstance(over, t.Count):
             return f"{self.expr(over.lo)} .. {self.expr(over.hi)}"
         pieces = ", ".join(

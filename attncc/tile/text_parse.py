@@ -181,7 +181,8 @@ class _Reader:
     def ranges(self, c: Cursor) -> t.Ranges | t.Count | t.Work:
         if c.accept("work"):
             claims = t.Claims(c.name(), c.name(), c.name(), c.name()) if c.accept("from") else None
-            return t.Work(claims, c.accept("taking"))
+            taking = c.accept("taking")
+            return t.Work(claims, taking, c.integer() if c.accept("ahead") else 0)
         if not (c.peek().text == "tiles" and c.peek(1).kind == "number"):
             lo = self.expr(c)
             c.expect("..")

@@ -57,7 +57,7 @@ def _work(places: list[Place]) -> None:
         if s.order != "asc":
             raise place.error(PartitionError, "a loop over work goes up, in every partition")
         first = first or s.over
-        if s.over.claims != first.claims:
+        if (s.over.claims, s.over.ahead) != (first.claims, first.ahead):
             raise place.error(PartitionError, "partitions take the places of their program in different orders")
         taken.add(place.partition)
         takers += s.over.taking

@@ -24,8 +24,9 @@ def test_forward(name: str) -> None:
         case.check(program, seed)
 
 
-def test_backward() -> None:
-    case = backward.Case("causal", (1, 1, 1, 130, 140, 16, 16))
+@pytest.mark.parametrize("lengths", [(130, 140), (40, 300)], ids=["many turns", "one turn at each place"])
+def test_backward(lengths: tuple[int, int]) -> None:
+    case = backward.Case("causal", (1, 1, 1, *lengths, 16, 16))
     program = case.backward()
     assert backward.is_partitioned(program)
     for seed in range(100):
