@@ -2,12 +2,14 @@
 
 rewrite: a = f(x); ...; b = g(a)  -->  ...; a = f(x); b = g(a)
 
-What is computed long before it is read takes registers until then. Statements of a loop stay in it.
+What is computed long before it is read takes registers until then. Statements of a loop stay in it. A loop that only
+computes is a value, too: computed after all that is read with it, and after sums, which are less than their terms.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeGuard
 
 from attncc.expr.nodes import free_vars
 from attncc.tile import nodes as t
@@ -20,20 +22,47 @@ def late(kernel: t.Kernel) -> t.Kernel:
 
 
 def _body(body: tuple[t.Stmt, ...]) -> tuple[t.Stmt, ...]:
-    waiting = {s.name: s for s in body if isinstance(s, t.Let)}
+    waiting: dict[str, t.Let | t.For] = {n: s for s in body for n in _made(s) if isinstance(s, t.Let | t.For)}
+    order = {n: at for at, s in enumerate(body) for n in _made(s)}
+    looped: set[str] = set()
+    for s in body:
+        if isinstance(s, t.For) or _read(s) & looped:
+            looped |= set(_made(s))
     placed: list[t.Stmt] = []
 
     def place(s: t.Stmt) -> None:
-        for name in sorted(_read(s), key=lambda n: order.get(n, -1)):
+        for name in sorted(_read(s), key=lambda n: (n in looped, order.get(n, -1))):
             if name in waiting:
-                place(waiting.pop(name))
+                found = waiting[name]
+                for made in _made(found):
+                    del waiting[made]
+                place(found)
+        if isinstance(s, t.For):
+            for smaller in [x for n, x in waiting.items() if n not in looped and _sums(x)]:
+                if smaller.name in waiting:
+                    place(waiting.pop(smaller.name))
         placed.append(replace(s, body=_body(s.body)) if isinstance(s, t.For) else s)
 
-    order = {s.name: n for n, s in enumerate(body) if isinstance(s, t.Let)}
     for s in body:
-        if not isinstance(s, t.Let):
+        if not _made(s):
             place(s)
     return tuple(placed)
+
+
+def _made(s: t.Stmt) -> tuple[str, ...]:
+    """The names that a statement gives values to, where it does nothing else."""
+    match s:
+        case t.Let(name):
+            return (name,)
+        case t.For(carried=carried, body=inner) if all(isinstance(x, t.Yield) or _made(x) for x in inner):
+            return tuple(c.name for c in carried)
+        case _:
+            return ()
+
+
+def _sums(s: t.Stmt) -> TypeGuard[t.Let]:
+    """Whether a statement makes less of more."""
+    return isinstance(s, t.Let) and isinstance(s.op, t.Reduce | t.Dot)
 
 
 def _read(s: t.Stmt) -> set[str]:
