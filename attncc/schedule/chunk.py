@@ -15,101 +15,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from attncc.expr.build import TRUE, ivar, op
-from attncc.expr.evaluate import evaluate
-from attncc.expr.nodes import Const, Expr, Op, Var, walk
+from attncc.expr.nodes import Expr, Var, walk
 from attncc.ir.free import free
-from attncc.ir.nodes import Contract, Load, Reduce, Spec
-from attncc.passes.chunk_form import OPEN, Chunked, Held, ReadOf, Write
+from attncc.ir.nodes import Contract
+from attncc.passes.chunk_form import Held, ReadOf, Write
 from attncc.passes.chunk_scale import plain, scaled
 from attncc.passes.chunk_terms import product
-from attncc.passes.chunked import chunked
-from attncc.passes.mistakes import NotCompiled
-from attncc.schedule.chunk_fading import ONE, Bounded, Fading, Gates, Maker, Sums
+from attncc.schedule.chunk_fading import Bounded, Fading, Gates, Maker, Sums
 from attncc.schedule.chunk_halves import Halves
+from attncc.schedule.chunk_kept import Kept
+from attncc.schedule.chunk_problem import Problem
 from attncc.schedule.chunk_scaled import Scaled
 from attncc.schedule.chunk_values import WHOLE, Chunk
-from attncc.schedule.variant import Variant
-from attncc.tile import nodes as t
 
-B, H, G, M, N = (ivar(x) for x in "BHGMN")
+N = ivar("N")
 _SIZES = frozenset("BHGMNDE")
-_DIVIDE = frozenset({"div", "recip", "rsqrt", "sqrt", "log", "log2", "log1p", "pow"})
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A state program to schedule, in its chunk form, for one variant."""
-
-    spec: Spec
-    form: Chunked
-    variant: Variant
-
-    @property
-    def extents(self) -> dict[str, int]:
-        """The channel axes and their sizes."""
-        found = {"d": self.variant.D, "e": self.variant.E}
-        for s in self.form.states:
-            stored = (x for x in (s.key, s.value) if x is not None)
-            for axis, size in (*zip(stored, s.axes.extents, strict=True), *zip(s.axes.own, s.axes.sizes, strict=True)):
-                found[axis.name] = _size(size, self.spec)
-        for e in (n for body in self.form.bodies for n in walk(body)):
-            binders = [(e.axis, e.extent)] if isinstance(e, Contract) else []
-            binders += [(x.index, x.size) for x in e.binders] if isinstance(e, Reduce) else []
-            for axis, size in binders:
-                if found.setdefault(axis.name, _size(size, self.spec)) != _size(size, self.spec):
-                    raise NotCompiled(f"two sizes of the index {axis.name}: not compiled yet", self.spec.out.span)
-        values = {s.value.name for s in self.form.states if s.value is not None}
-        order = sorted(found, key=lambda n: (n in values, n))
-        pairs = [(s.key.name, s.value.name) for s in self.form.states if s.key is not None and s.value is not None]
-        for _ in order:  # keys before values in registers; an axis may be both
-            for key, value in pairs:
-                if order.index(key) > order.index(value):
-                    order.remove(value)
-                    order.insert(order.index(key) + 1, value)
-        return {n: found[n] for n in order}
-
-    def chained(self, e: Expr) -> bool:
-        """Whether a read of a state stands in `e`."""
-        return any(isinstance(n, Load) and n.tensor in {r.atom.tensor for r in self.form.reads} for n in walk(e))
-
-    @property
-    def halves(self) -> bool:
-        """Whether weights under gates along channels are products of matrices (attncc.schedule.chunk_halves)."""
-        if self.variant.target != "triton" or self.variant.dtype not in ("f16", "bf16"):
-            return False
-        gated = {s.name: s for s in self.form.states if s.channels}
-        plain = all(s.beside == OPEN and s.gate.linear is ONE and s.value is not None for s in gated.values())
-        reads = [r for r in self.form.reads if r.state in gated]
-        return bool(reads) and plain and all(r.axis is gated[r.state].key for r in reads)
-
-    @property
-    def divides(self) -> bool:
-        """Whether something may be divided by a read, or by what is 0 in rows that do not exist."""
-        inside = (n for e in self.form.bodies for n in walk(e) if isinstance(n, Op) and n.name in _DIVIDE)
-        return any(
-            self.chained(n) and any(isinstance(x, Load) for x in walk(n.args[0 if n.name == "pow" else -1]))
-            for n in inside
-        )
-
-
-def pairs_of(n: int) -> str:
-    """The tensor that weights are stored in."""
-    return f"pairs_{n}"
-
-
-def _size(e: Expr, spec: Spec) -> int:
-    """A literal size: constants of the header are known at a call only."""
-    if any(isinstance(n, Var) for n in walk(e)):
-        raise NotCompiled("an index whose size is known at a call only: not compiled yet", spec.out.span)
-    return int(evaluate(e))
-
-
-def problem(spec: Spec, variant: Variant) -> Problem:
-    """The chunk form of a state program; NotCompiled where it has none."""
-    return Problem(spec, chunked(spec, variant.D, variant.E), variant)
 
 
 class Forward:
@@ -120,10 +43,7 @@ class Forward:
         self.k = Chunk(p.spec, p.variant, p.extents, reserved, columns)
         wide = any(s.channels for s in p.form.states) and not p.halves
         self.count = 16 if wide else 32 if p.variant.dtype in ("f32", "f64") else 64
-        self.pairs: list[Var] = []
-        """The weights that are stored once for all kernels that want them."""
-        self.stores = False
-        """This kernel computes them."""
+        self.kept = Kept(self.k, self.count)
         self.known: dict[tuple[object, ...], Var] = {}
 
     def initial(self) -> tuple[Var, ...]:
@@ -140,7 +60,8 @@ class Forward:
         k, form = self.k, self.p.form
         self.known.clear()
         self.fadings: dict[str, Fading] = {}
-        self.m = Maker(k)
+        self.left: dict[str, tuple[Var | None, ...]] = {}
+        self.m = Maker(k, self.kept.sums if self.p.halves else None)
         self.states = dict(zip((s.name for s in form.states), states, strict=True))
         self.held = {s.name: s for s in form.states}
         scales: dict[Expr, Expr] = {}
@@ -156,9 +77,23 @@ class Forward:
                     k.b.bindings[r.atom] = k.value(plain((mantissa, scales[r.atom]), self.m.natural, self.m.least), "r")
             else:
                 k.b.bindings[r.atom] = found
+        self.keep()
         out = form.out if not scales else scaled(form.out, scales, self.m.natural, self.m.least)
         rows = k.over(k.value(out, "o"), "i", "e")
         return tuple(self.step(s) for s in form.states), rows
+
+    def keep(self) -> None:
+        """What is kept for all kernels that walk, but the weights."""
+        k = self.k
+        for e in self.p.sums:
+            k.b.bindings[e] = self.kept.total(k.over(k.value(e, "own"), "i"))
+        if self.p.halves:
+            for s in self.held.values():
+                self.totals(s)
+                for w in s.writes:
+                    self.operand(s, w)
+            for r in self.p.form.reads:
+                self.start(r)
 
     def plain(self, states: tuple[Var, ...]) -> list[tuple[Held, Var]]:
         """The states of the program itself, as they are, of those that are carried."""
@@ -201,12 +136,7 @@ class Forward:
         kept = next((x for x in (s.key, s.value) if x is not None and x is not summed), None)
         swapped = (summed if summed is not None else kept) is (s.value if summed is not None else s.key)
         gates, fading = self.channel_gates(s), self.fading(s)
-        x = self.wide(r.x, summed)
-        factors = [fading.start(r.after)]
-        factors += [self.m.grown(gates[summed.name], r.after)] if summed is not None and summed.name in gates else []
-        for f in factors:
-            x = x if f is None else k.value(op("mul", x, f), "x")
-        total = self.far(x, state, summed, kept)
+        total = self.far(self.start(r), state, summed, kept)
         beside = gates.get(kept.name) if kept is not None else None
         if beside is not None:
             total = k.value(op("mul", total, self.m.grown(beside, r.after)), "r")
@@ -216,6 +146,17 @@ class Forward:
             weights = self.weights(r, key, fading, gates.get(summed.name) if summed is not None else None, parts)
             total = self.near(total, weights, value, kept, beside, r.after)
         return total
+
+    def start(self, r: ReadOf) -> Var:
+        """x, faded since the chunk's start."""
+        if ("start", r) not in self.known:
+            k, s, summed = self.k, self.held[r.state], r.axis
+            gates, x = self.channel_gates(s), self.wide(r.x, r.axis)
+            along = gates.get(summed.name) if summed is not None else None
+            for f in (self.fading(s).start(r.after), self.m.grown(along, r.after) if along is not None else None):
+                x = x if f is None else k.value(op("mul", x, f), "x")
+            self.known["start", r] = self.kept.operand(x) if along is not None and self.p.halves else x
+        return self.known["start", r]
 
     def wide(self, e: Expr, axis: Var | None, *, rows: bool = False) -> Var:
         """`e` over the rows and an axis that is summed over, 0 in its padding."""
@@ -279,23 +220,16 @@ class Forward:
         return found
 
     def halves(self, x: Var, w: Var, sums: Sums, after: bool) -> Var:
-        """The weights under a gate along the axis that is summed over: as they are stored, or to be stored."""
-        k, b = self.k, self.k.b
-        scan = b.made[sums.upto.name]
-        assert isinstance(scan, t.Scan)
-        gate = Var(scan.value, "real")
-        if self.stores:
-            found = Halves(k, x, w, gate, after).weights()
-        else:
-            tensor, type = pairs_of(len(self.pairs)), t.Type((t.Axis("i", self.count), t.Axis("j", self.count)), "f32")
-            k.tensors[tensor] = None
-            j = b.let("j", t.Type(type.axes[1:], "i32"), t.Iota(Const(0, "int")))
-            load = t.Load(tensor, (ivar("b"), ivar("h"), k.at["i"], j), k.live)
-            stored = b.let("p", replace(type, dtype=self.p.variant.dtype), load)
-            names = (x.name, w.name, sums.of(after).name, sums.upto.name)
-            k.known[stored.name] = names, lambda a: Halves(k, x, w, gate, after).gradients(a)
-            found = k.cast(stored, k.real)
-        self.pairs.append(found)
+        """The weights under a gate along the axis that is summed over."""
+        k, kept = self.k, self.kept
+
+        def made() -> Halves:
+            number = kept.number[sums.upto.name]
+            return Halves(k, x, w, sums, after, lambda row: kept.row(number, row))
+
+        found = kept.weights(lambda: made().weights())
+        names = (x.name, w.name, sums.of(after).name, sums.upto.name)
+        k.known[k.narrow(found).name] = names, lambda a: made().gradients(a)  # what is loaded
         return found
 
     def factors(
@@ -341,11 +275,19 @@ class Forward:
             return fading.after(state)
         fading, gates = self.fading(s), self.channel_gates(s)
         total = state
-        for f in (fading.total(), *(self.m.total(g) for g in gates.values())):
+        for f in self.totals(s):
             total = total if f is None else k.value(op("mul", total, f), s.name)
         for w in s.writes:
             total = self.written(s, w, total, fading.rest(), gates)
         return total
+
+    def totals(self, s: Held) -> tuple[Var | None, ...]:
+        """What the chunk leaves of a state: factors."""
+        if s.name not in self.left:
+            along = (self.m.total(g) for g in self.channel_gates(s).values())
+            found = tuple(self.kept.value(v, self.k.real) if self.p.halves else v for v in along)
+            self.left[s.name] = (self.fading(s).total(), *found)
+        return self.left[s.name]
 
     def written(self, s: Held, w: Write, total: Var, rest: Var | None, gates: dict[str, Gates]) -> Var:
         """`total` and what is left of the chunk's writes at its end."""
@@ -360,12 +302,30 @@ class Forward:
         value = k.clean(w.value, "y", rows=True)
         if s.value.name in gates:
             value = k.value(op("mul", value, self.m.left(gates[s.value.name])), "y")
+        if self.p.halves and s.key.name in gates:
+            return self.added(s, self.operand(s, w), value, total)
         key = self.key_j(w.key, s.key)
         with k.turned() if turned else nullcontext():
             for f in (rest, self.m.left(gates[s.key.name]) if s.key.name in gates else None):
                 key = key if f is None else k.value(op("mul", key, self.m.as_j(f)), "w")
-        value = self.m.as_j(k.over(value, "i", s.value.name))
-        row, column = k.b.type_of(total.name).names()
+        return self.added(s, key, value, total)
+
+    def operand(self, s: Held, w: Write) -> Var:
+        """What a write adds along a gated key, faded until the chunk's end, with its tokens on the axis j."""
+        if ("operand", s.name, w) not in self.known:
+            k, gates = self.k, self.channel_gates(s)
+            assert s.key is not None
+            key = self.wide(w.key, s.key, rows=True)
+            for f in (self.fading(s).rest(), self.m.left(gates[s.key.name]) if s.key.name in gates else None):
+                key = key if f is None else k.value(op("mul", key, f), "w")
+            self.known["operand", s.name, w] = self.m.as_j(self.kept.operand(key) if s.key.name in gates else key)
+        return self.known["operand", s.name, w]
+
+    def added(self, s: Held, key: Var, value: Var, total: Var) -> Var:
+        """`total` and the sum of outer products over the rows."""
+        assert s.value is not None
+        value = self.m.as_j(self.k.over(value, "i", s.value.name))
+        row, column = self.k.b.type_of(total.name).names()
         return self.dot(s.name, key, value, "j", (row, column), total)
 
 

@@ -17,8 +17,9 @@ from attncc.ir.free import free
 from attncc.ir.nodes import Load
 from attncc.passes.chunk_form import Held
 from attncc.schedule.adjoint import Adjoints
-from attncc.schedule.chunk import Forward, Problem
+from attncc.schedule.chunk import Forward
 from attncc.schedule.chunk_forward import carries, chunk_count, first_of_all
+from attncc.schedule.chunk_problem import Problem
 from attncc.schedule.chunk_values import ROLES
 from attncc.schedule.given import last_of
 from attncc.schedule.prune import prune

@@ -8,7 +8,7 @@ what is left of them: the first are exact however much is forgotten on the way, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -98,8 +98,8 @@ class Fading(Protocol):
 class Maker:
     """Gates and powers of one chunk; equal ones are made once."""
 
-    def __init__(self, k: Chunk) -> None:
-        self.k = k
+    def __init__(self, k: Chunk, along: Callable[[Var], Sums] | None = None) -> None:
+        self.k, self.along = k, along
         self.known: dict[tuple[object, ...], Var] = {}
         self.made: dict[tuple[str, Gate, str], Gates] = {}
 
@@ -118,7 +118,7 @@ class Maker:
             nothing = op("lt", gate.linear, least)
             log = op("add", log, op("log2", op("where", nothing, ONE, gate.linear)))
         one = k.over(k.value(op("where", k.live, log, ZERO), "gate"), *names)
-        parts = (self.sums(one),) if along else self.in_parts(one)
+        parts = ((self.along or self.sums)(one),) if along else self.in_parts(one)
         zeros = None
         if nothing is not None:
             here = k.over(k.value(op("where", k.live, op("where", nothing, ONE, ZERO), ZERO), "nothing"), *names)

@@ -9,7 +9,9 @@ from dataclasses import replace
 from attncc.expr.build import conj, ivar, op
 from attncc.expr.nodes import Const, Expr, Var
 from attncc.schedule import chunk_segments as segments
-from attncc.schedule.chunk import Forward, Problem, pairs_of
+from attncc.schedule.chunk import Forward
+from attncc.schedule.chunk_kept import Mode
+from attncc.schedule.chunk_problem import Problem
 from attncc.schedule.chunk_values import WHOLE
 from attncc.schedule.given import last_of
 from attncc.schedule.late import late
@@ -44,13 +46,13 @@ def meets(kernel: t.Kernel) -> set[str]:
     return found
 
 
-def blocks(p: Problem, make: Callable[[Mapping[str, int]], t.Kernel]) -> t.Kernel:
-    """The kernel, with programs for a part of the channels each where no part needs another."""
+def blocks(p: Problem, make: Callable[[Mapping[str, int]], t.Kernel], most: int = BLOCK) -> t.Kernel:
+    """The kernel, with programs for at most so many of the channels each where no part needs another."""
     whole = make(WHOLE)
     if p.variant.target == "torch":
         return whole
     sizes = {"d": p.variant.D, "e": p.variant.E}
-    apart = {n: BLOCK for n, size in sizes.items() if size > BLOCK and n not in meets(whole)}
+    apart = {n: most for n, size in sizes.items() if size > most and n not in meets(whole)}
     keys = {s.key.name for s in p.form.states if s.key is not None}
     if keys & {s.value.name for s in p.form.states if s.value is not None}:
         return whole
@@ -103,6 +105,7 @@ def _forward_kernel(p: Problem, columns: Mapping[str, int]) -> t.Kernel:
     cut = segments.segmented(p)
     names = (n(s.name) for s in p.form.states for n in (last_of, segments.own_of, segments.fade_of))
     f = Forward(p, (*names, *segments.NAMES), columns)
+    f.kept.mode = "loads"
     k, b = f.k, f.k.b
     chunks, part = chunk_count(f), segments.begin(f) if cut else None
     states = f.initial()
@@ -135,6 +138,7 @@ def owns_kernel(p: Problem, reserved: tuple[str, ...]) -> t.Kernel:
 
 
 def _owns_kernel(p: Problem, f: Forward, columns: Mapping[str, int]) -> t.Kernel:
+    f.kept.mode = "loads"
     k, b, held = f.k, f.k.b, p.form.states
     part = segments.begin(f)
     likes = f.initial()
@@ -163,25 +167,23 @@ def _owns_kernel(p: Problem, f: Forward, columns: Mapping[str, int]) -> t.Kernel
     return walk_kernel("owns_kernel", f, columns, segments.OWNS)
 
 
-def weights_kernel(p: Problem, reserved: tuple[str, ...]) -> tuple[t.Kernel, tuple[t.Tensor, ...]] | None:
-    """The weights of every chunk that are stored, and where; None where none are."""
+def kept_kernels(p: Problem, reserved: tuple[str, ...]) -> tuple[tuple[t.Kernel, ...], tuple[t.Tensor, ...]]:
+    """What a chunk needs no state for, then its weights, which read some of it; where all is stored."""
     if not p.halves:
-        return None
-    f = Forward(p, reserved)
-    f.stores = True
-    k = f.k
-    first = k.b.position("first")
-    states = f.initial()
-    k.tokens(first, f.count)
-    f.chunk(states)
-    if not f.pairs:
-        return None
-    j = k.b.let("j", t.Type((t.Axis("j", f.count),), "i32"), t.Iota(Const(0, "int")))
-    for n, v in enumerate(f.pairs):
-        k.store(pairs_of(n), (ivar("b"), ivar("h"), k.at["i"], j), v, k.live, p.variant.dtype)
-    shape = (B, H, N, Const(f.count, "int"))
-    tensors = tuple(t.Tensor(pairs_of(n), ("b", "h", "t", "w"), shape, p.variant.dtype) for n in range(len(f.pairs)))
-    return chunk_kernel("weights_kernel", f, first.name), tensors
+        return (), ()
+    made: list[Forward] = []
+
+    def make(mode: Mode, name: str) -> t.Kernel:
+        f = Forward(p, reserved)
+        f.kept.mode = mode
+        first, states = f.k.b.position("first"), f.initial()
+        f.k.tokens(first, f.count)
+        f.chunk(states)
+        made.append(f)
+        return chunk_kernel(name, f, first.name)
+
+    kernels = make("stores", "sums_kernel"), make("weights", "weights_kernel")
+    return kernels, made[-1].kept.tensors(p.extents)
 
 
 def chunk_kernel(name: str, f: Forward, first: str, columns: Mapping[str, int] = WHOLE) -> t.Kernel:
@@ -190,7 +192,7 @@ def chunk_kernel(name: str, f: Forward, first: str, columns: Mapping[str, int] =
     *parts, h, b = grid_of(columns, p)
     grid = (*parts, t.GridAxis(first, N, "tile", f.count, "i"), h, b)
     scalars = ("B", "H", "G", "M", "N", *(c.name for c in p.spec.constants))
-    warps = 8 if f.count * max(p.variant.D, p.variant.E) > 4096 and (p.halves or not columns) else 4
+    warps = 8 if f.count * max(p.variant.D, p.variant.E) > 4096 and not columns else 4
     body = tuple(f.k.b.scope.statements)
     return late(prune(t.Kernel(name, grid, tuple(f.k.tensors), scalars, body, t.Config(warps, 1))))
 

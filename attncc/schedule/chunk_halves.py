@@ -8,20 +8,23 @@ is in the upper half and j in the lower half of the same block. With n the last 
     2^(G_i - G_j) = 2^(G_i - G_n) 2^(G_n - G_j)
 
 and both exponents are at most 0, whatever the gates are. So each row has one factor at a level, f = 2^-|G - G_n|, and
-the level's part of p is (x f) (w f)^T where the pair belongs to it: as many products as there are levels, and no
-exponential of a pair. Exponents are sums of gates from n on or up to n, taken as a product with zeros and ones of the
-gates, split into two 16-bit parts: there is no difference of large numbers.
+one role: with z = x f in upper and w f in lower halves, the level's part of p is z z^T where the pair belongs to it. As
+many products as there are levels, and no exponential of a pair. The sums of a block's row n are read where an earlier
+kernel stored them.
 
-Of the gradients, those of x and w go back level by level; what they leave at G_i is x_i . dx_i - w_i . dw_i, channel by
-channel, times ln 2: a pair's own exponent is 0, and G_n cancels.
+Of the gradients, those of x and w go back level by level, by one product with z, as each row is one of both; what they
+leave at G_i is x_i . dx_i - w_i . dw_i, channel by channel, times ln 2: a pair's own exponent is 0, and G_n cancels.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Var
+from attncc.schedule.chunk_fading import Sums
 from attncc.schedule.chunk_values import Chunk
 from attncc.tile import nodes as t
 
@@ -29,24 +32,57 @@ LN2 = math.log(2.0)
 ONE, ZERO = Const(1.0, "real"), Const(0.0, "real")
 
 
-class Halves:
-    """The weights of x_i and w_j, both over rows and a channel axis, under a gate of the same axes."""
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A level's rows: every row's factor, x or w with it, whether a row is in its block's upper half, and the number
+    of the block's other half, as it is for a pair of rows."""
 
-    def __init__(self, k: Chunk, x: Var, w: Var, gate: Var, after: bool) -> None:
-        self.k, self.x, self.w, self.after = k, x, w, after
-        rows, channels = k.b.type_of(gate.name).axes
+    factor: Var
+    z: Var
+    upper: Var
+    other: Var
+    number: Var
+
+
+Turn = Callable[[Level, tuple[Var, ...]], Sequence[Var]]
+"""From a level and what is carried to what is carried on."""
+
+
+class Halves:
+    """The weights of x_i and w_j, both over rows and a channel axis, under a gate of the same axes.
+
+    `row` reads the running sums of a row of the chunk.
+    """
+
+    def __init__(self, k: Chunk, x: Var, w: Var, sums: Sums, after: bool, row: Callable[[Var], Var]) -> None:
+        self.k, self.x, self.w, self.after, self.row = k, x, w, after, row
+        rows, channels = k.b.type_of(x.name).axes
         self.axis, self.count = channels.name, rows.extent
         self.type = t.Type((rows, channels), k.real)
-        high = k.cast(gate, "f16")
-        low = k.cast(k.value(op("sub", gate, k.cast(high, k.real)), "rest"), "f16")
-        self.parts = {"i": (high, low), "j": tuple(k.rename(v) for v in (high, low))}
+        self.at_x, self.at_w = sums.of(after), sums.upto
         self.at = {n: k.b.let(n, t.Type((k.b.axis(n, self.count),), "i32"), t.Iota(Const(0, "int"))) for n in "ij"}
+
+    def wide(self, e: Expr, hint: str) -> Var:
+        """A value over i and j."""
+        with self.k.ordered(("i", "j")):
+            return self.k.value(e, hint)
 
     # --- levels -----------------------------------------------------------------------------------------------------
 
-    def levels(self) -> t.Count:
-        """One for each halving."""
-        return t.Count(Const(0, "int"), Const(self.count.bit_length() - 1, "int"))
+    def levels(self, carried: tuple[tuple[str, Var], ...], turn: Turn) -> tuple[Var, ...]:
+        """What a loop over all levels, from blocks of two rows on, leaves of `carried`; `turn` makes a level's."""
+        k, b = self.k, self.k.b
+        with b.inner() as scope:
+            numbers = [b.carry("number", self.at[n], scope.depth) for n in "ij"]
+            values = [b.carry(hint, v, scope.depth) for hint, v in carried]
+            index = b.loop_index("level")
+            new = turn(self.level(index, *(v for _, v in numbers)), tuple(v for _, v in values))
+            wider = [k.value(op("floordiv", v, 2), "number") for _, v in numbers]
+            b.add(t.Yield(tuple(v.name for v in (*wider, *new))))
+        every = tuple(c for c, _ in (*numbers, *values))
+        over = t.Count(Const(0, "int"), Const(self.count.bit_length() - 1, "int"))
+        b.add(t.For(index.name, over, every, tuple(scope.statements), order="asc", note="level by level"))
+        return b.leave(every)[2:]
 
     def half(self, level: Var) -> Var:
         """The rows of half a block at a level."""
@@ -55,92 +91,59 @@ class Halves:
             found = op("where", op("le", n, level), Const(1 << n, "int"), found)
         return self.k.value(found, "half")
 
-    def places(self, half: Var) -> tuple[dict[str, Var], dict[str, Var]]:
-        """(the block of every row, whether it is in the upper half) at a level."""
-        k = self.k
-        number = {n: k.value(op("floordiv", v, half), "half_of") for n, v in self.at.items()}
-        upper = {n: k.value(op("eq", op("mod", v, 2), 1), "upper") for n, v in number.items()}
-        return {n: k.value(op("floordiv", v, 2), "block") for n, v in number.items()}, upper
-
-    def pair(self, half: Var) -> Expr:
-        """Whether a pair belongs to a level."""
-        block, upper = self.places(half)
-        return op("and", op("eq", block["i"], block["j"]), op("and", upper["i"], op("not", upper["j"])))
-
-    def factor(self, half: Var, row: str = "i") -> Var:
-        """Every row's factor at a level, as a product makes it: over (i, channels) or over (channels, j)."""
-        k, b, summed = self.k, self.k.b, "j" if row == "i" else "i"
-        block, upper = self.places(half)
-        here, there = self.at[row], self.at[summed]
-        past = op("and", upper[summed], op("le" if self.after or row == "j" else "lt", there, here))
-        below = op("and", op("not", upper[summed]), op("lt", here, there))
-        chosen = op("where", upper[row], past, below)
-        ones = op("where", op("and", op("eq", block["i"], block["j"]), chosen), ONE, ZERO)
-        matrix = k.cast(k.over(k.value(ones, "between"), "i", "j"), "f16")
-        type = self.type if row == "i" else t.Type((self.type.axes[1], t.Axis("j", self.count)), k.real)
-        total: Var | None = None
-        for part in self.parts[summed]:
-            dot = t.Dot(matrix.name, part.name, summed, total.name if total is not None else None)
-            total = b.let("gap", type, dot)
-        assert total is not None
-        with k.turned():
-            bounded = k.value(op("min", total, ZERO), "gap")
-        return b.let("factor", type, t.Map(op("exp2", bounded)), "at most 0: gates of at most 1")
-
-    def side(self, v: Var, factor: Var) -> Var:
-        """x or w with a level's factor."""
-        with self.k.turned():
-            return self.k.narrow(self.k.value(op("mul", v, factor), "x"))
+    def level(self, index: Var, i: Var, j: Var) -> Level:
+        """A level, of the numbers of the halves that rows lie in."""
+        k, b = self.k, self.k.b
+        half = self.half(index)
+        upper = k.value(op("eq", op("mod", i, 2), 1), "upper")
+        blocks = op("add", op("mul", op("floordiv", i, 2), 2), 1)
+        between = self.row(k.value(op("sub", op("mul", blocks, half), 1), "between"))
+        here = op("where", upper, self.at_x, self.at_w) if self.at_x != self.at_w else self.at_w
+        gap = k.value(op("neg", op("abs", op("sub", here, between))), "gap")
+        factor = b.let("factor", self.type, t.Map(op("exp2", gap)), "at most 0: gates of at most 1")
+        z = k.narrow(k.value(op("mul", op("where", upper, self.x, self.w), factor), "z"))
+        other = k.value(op("where", upper, op("sub", i, 1), op("add", i, 1)), "other")
+        return Level(factor, z, upper, other, j)
 
     # --- forward ----------------------------------------------------------------------------------------------------
 
     def weights(self) -> Var:
         """p over i and j."""
         k, b = self.k, self.k.b
+        square = t.Type((t.Axis("i", self.count), t.Axis("j", self.count)), k.real)
+
+        def turn(level: Level, carried: tuple[Var, ...]) -> Sequence[Var]:
+            part = k.dot("part", level.z, k.rename(level.z), self.axis, ("i", "j"))
+            return (self.wide(op("where", op("eq", level.other, level.number), part, carried[0]), "p"),)
+
+        (p,) = self.levels((("p", b.let("none", square, t.Full(ZERO))),), turn)
         own: Expr = ZERO
         if self.after:
             own = k.sum("own", op("mul", self.x, self.w), self.axis)
-        start = k.over(k.value(op("where", op("eq", self.at["j"], self.at["i"]), own, ZERO), "p"), "i", "j")
-        with b.inner() as scope:
-            carry, p = b.carry("p", start, scope.depth)
-            level = b.loop_index("level")
-            half = self.half(level)
-            x = self.side(self.x, self.factor(half))
-            w = self.side(k.rename(self.w), self.factor(half, "j"))
-            part = k.dot("part", x, w, self.axis, ("i", "j"))
-            b.add(t.Yield((k.value(op("where", self.pair(half), part, p), "p").name,)))
-        b.add(t.For(level.name, self.levels(), (carry,), tuple(scope.statements), order="asc", note="level by level"))
-        return b.leave((carry,))[0]
+        here = op("where", op("eq", self.at["j"], self.at["i"]), own, ZERO)
+        return self.wide(op("where", op("lt", self.at["j"], self.at["i"]), p, here), "p")
 
     # --- backward ---------------------------------------------------------------------------------------------------
 
     def gradients(self, a: Var) -> tuple[Var, Var, Var, Var]:
         """(of x, of w, what x and what w leave at their sums of gates) for `a`, the gradient of p."""
         k, b = self.k, self.k.b
-        back = self.k.turn(a)
-        none = b.let("none", self.type, t.Full(ZERO))
-        with b.inner() as scope:
-            (left, dx), (right, dw) = (b.carry(n, none, scope.depth) for n in ("dx", "dw"))
-            level = b.loop_index("level")
-            half = self.half(level)
-            factor, pair = self.factor(half), self.pair(half)
-            x, w = self.side(self.x, factor), k.rename(self.side(self.w, factor))
-            mine = k.value(op("where", pair, a, ZERO), "mine")
-            part = k.dot("part", mine, w, "j", ("i", self.axis))
-            new_x = k.value(op("add", dx, op("mul", part, factor)), "dx")
-            with k.ordered(("j", "i")):
-                turned = k.value(op("where", pair, back, ZERO), "mine")
-            given = k.dot("part", turned, x, "i", ("j", self.axis))
-            on_i = b.let("part", self.type, t.Rename(given.name))
-            new_w = k.value(op("add", dw, op("mul", on_i, factor)), "dw")
-            b.add(t.Yield((new_x.name, new_w.name)))
-        carried = (left, right)
-        b.add(t.For(level.name, self.levels(), carried, tuple(scope.statements), order="asc", note="level by level"))
-        dx, dw = b.leave(carried)
-        at_x, at_w = (op("mul", op("mul", v, d), LN2) for v, d in ((self.x, dx), (self.w, dw)))
-        at_x, at_w = k.value(at_x, "a"), k.value(op("neg", at_w), "a")
-        if self.after:
+        square = t.Type((t.Axis("i", self.count), t.Axis("j", self.count)), k.b.type_of(a.name).dtype)
+        back = b.let("back", square, t.Rename(k.turn(a).name))
+        both = self.wide(op("where", op("lt", self.at["j"], self.at["i"]), a, back), "both")
+        starts = [b.let("none", self.type, t.Full(ZERO))] * 2
+        if self.after:  # at a row's own pair, what x and w leave at G_i cancels
             own = k.sum("own", op("where", op("eq", self.at["j"], self.at["i"]), a, ZERO), "j")
-            dx = k.value(op("add", dx, op("mul", own, self.w)), "dx")
-            dw = k.value(op("add", dw, op("mul", own, self.x)), "dw")
-        return dx, dw, at_x, at_w
+            starts = [k.value(op("mul", own, v), "own") for v in (self.w, self.x)]
+
+        def turn(level: Level, carried: tuple[Var, ...]) -> Sequence[Var]:
+            mine = k.narrow(self.wide(op("where", op("eq", level.other, level.number), both, ZERO), "mine"))
+            product = k.dot("part", mine, k.rename(level.z), "j", ("i", self.axis))
+            part = k.value(op("mul", product, level.factor), "part")
+            more = op("where", level.upper, part, ZERO), op("where", level.upper, ZERO, part)
+            new_x, new_w = (op("add", v, x) for v, x in zip(carried, more, strict=True))
+            return k.value(new_x, "dx"), k.value(new_w, "dw")
+
+        dx, dw = self.levels(tuple(zip(("dx", "dw"), starts, strict=True)), turn)
+        at_x, at_w = (op("mul", op("mul", v, d), LN2) for v, d in ((self.x, dx), (self.w, dw)))
+        return dx, dw, k.value(at_x, "a"), k.value(op("neg", at_w), "a")

@@ -18,9 +18,11 @@ from attncc.expr.nodes import Const, Expr, Var
 from attncc.ir.nodes import Load
 from attncc.passes.chunk_form import OPEN, Held
 from attncc.schedule.adjoint import Adjoints
-from attncc.schedule.chunk import Forward, Problem
+from attncc.schedule.chunk import Forward
 from attncc.schedule.chunk_backward import B, Backward, H, Share, inside, place, start_of
-from attncc.schedule.chunk_forward import blocks, carries, chunk_count, chunk_kernel, first_of_all, walk_kernel
+from attncc.schedule.chunk_forward import BLOCK, blocks, carries, chunk_count, chunk_kernel, first_of_all, walk_kernel
+from attncc.schedule.chunk_kept import read_by
+from attncc.schedule.chunk_problem import Problem
 from attncc.tile import nodes as t
 
 
@@ -59,6 +61,7 @@ def states_kernel(p: Problem, reserved: tuple[str, ...]) -> t.Kernel:
 
 
 def _states(p: Problem, f: Forward, columns: Mapping[str, int]) -> t.Kernel:
+    f.kept.mode = "loads"
     k, b = f.k, f.k.b
     states = f.initial()
     with b.inner() as scope:
@@ -115,6 +118,7 @@ class _Chunks(Backward):
 class _Adjoint(_Chunks):
     def kernel(self, columns: Mapping[str, int]) -> t.Kernel:
         k, b, f, held = self.k, self.k.b, self.f, self.p.form.states
+        f.kept.mode = "loads"
         self.tag = "first_"
         initial = f.initial()
         behind = tuple(self.behind(s, v) for s, v in zip(held, initial, strict=True))
@@ -156,6 +160,7 @@ class _Gradients(_Chunks):
 
     def kernel(self, name: str, columns: Mapping[str, int]) -> t.Kernel:
         k, f, held = self.k, self.f, self.p.form.states
+        f.kept.mode = "makes" if self.wanted & read_by(*self.p.near, *self.p.sums) else "loads"
         self.tag = f"{name.removeprefix('gradients_kernel')[1:]}_"
         first = k.b.position("first")
         self.each = k.b.value(op("floordiv", first, f.count), "chunk")
@@ -171,6 +176,8 @@ class _Gradients(_Chunks):
         return chunk_kernel(name, f, first.name, columns)
 
 
+PART = 32
+"""Channels of a program, where weights under gates along channels go back level by level."""
 UNDIVIDED, UNGATED = 64, 128
 """Channels up to which one kernel computes all gradients of a chunk, and if no state has a gate. A kernel for each axis
 reads most inputs once more, but keeps less in registers."""
@@ -194,6 +201,7 @@ def gradients_kernels(
     """The gradients of what the tokens read, chunk by chunk; `homes` are the results that may be written at once."""
     kernels: list[t.Kernel] = []
     shares: list[Share] = []
+    near = read_by(*p.near, *p.sums) if p.halves else frozenset()
     for n, wanted in enumerate(groups(p)):
         made: list[_Gradients] = []
         name = f"gradients_kernel_{n}" if n else "gradients_kernel"
@@ -207,6 +215,6 @@ def gradients_kernels(
             made.append(_Gradients(p, Forward(p, reserved, columns), homes, wanted))
             return made[-1].kernel(name, columns)
 
-        kernels.append(blocks(p, make))
+        kernels.append(blocks(p, make, PART if near & set(wanted) else BLOCK))
         shares += made[-1].shares
     return tuple(kernels), tuple(shares)

@@ -8,11 +8,13 @@ from dataclasses import replace
 from attncc.expr.nodes import Const
 from attncc.ir.nodes import Spec
 from attncc.passes.mistakes import NotCompiled
-from attncc.schedule.chunk import Forward, Problem, pairs_of, problem
+from attncc.schedule.chunk import Forward
 from attncc.schedule.chunk_backward import chunks_kernel, collected, start_of, starts, states_kernel
-from attncc.schedule.chunk_forward import chunk_count, forward_kernel, last_tensors, owns_kernel, weights_kernel
+from attncc.schedule.chunk_forward import chunk_count, forward_kernel, kept_kernels, last_tensors, owns_kernel
+from attncc.schedule.chunk_kept import MOST, kept_of
 from attncc.schedule.chunk_parallel import adjoints_kernel, buffers, end_of, gradients_kernels
 from attncc.schedule.chunk_parallel import states_kernel as states_of_chunks
+from attncc.schedule.chunk_problem import Problem, problem
 from attncc.schedule.chunk_segments import counts, segmented, tensors
 from attncc.schedule.chunk_values import ROLES
 from attncc.schedule.given import last_of
@@ -28,7 +30,7 @@ def programs(spec: Spec, variant: Variant) -> Pair:
     p = problem(spec, variant)
     kernel = forward_kernel(p)
     last = last_tensors(p, "f64" if variant.dtype == "f64" else "f32")
-    before, early = _weights(p)
+    before, early = _kept(p)
     cut, pieces, first = _segments(p, kernel)
     steps = (*early, *first, t.Alloc(tensor(p, "out"), like="q"), *(t.Alloc(x) for x in last), t.Launch(kernel.name))
     outputs = ("out", *(x.name for x in last))
@@ -55,13 +57,10 @@ def _segments(p: Problem, forward: t.Kernel) -> tuple[tuple[t.Scalar, ...], tupl
     return counts(chunk_count(f), math.prod(tiles)), (kernel,), steps
 
 
-def _weights(p: Problem) -> tuple[tuple[t.Kernel, ...], tuple[t.Step, ...]]:
-    """The kernel of stored weights and its steps, or nothing."""
-    found = weights_kernel(p, _reserved(p))
-    if found is None:
-        return (), ()
-    kernel, where = found
-    return (kernel,), (*(t.Alloc(x) for x in where), t.Launch(kernel.name))
+def _kept(p: Problem) -> tuple[tuple[t.Kernel, ...], tuple[t.Step, ...]]:
+    """The kernels of what is kept for all others, and their steps."""
+    kernels, where = kept_kernels(p, _reserved(p))
+    return kernels, (*(t.Alloc(x) for x in where), *(t.Launch(x.name) for x in kernels))
 
 
 def _backward(p: Problem) -> t.Program:
@@ -87,7 +86,7 @@ def _parallel(p: Problem) -> t.Program:
     gradients, late = gradients_kernels(p, reserved, homes)
     last = last_tensors(p, f.k.real)
     given = (*inputs(p), tensor(p, "out"), tensor(p, "d_out"), *(replace(x, name=f"d_{x.name}") for x in last))
-    before, steps = _weights(p)
+    before, steps = _kept(p)
     steps += tuple(t.Alloc(x) for x in buffers(p, f))
     steps += (t.Launch(states.name), *(t.Alloc(s.buffer) for s in early), t.Launch(adjoints.name))
     steps += (*(t.Alloc(s.buffer) for s in late), *(t.Launch(x.name) for x in gradients))
@@ -100,4 +99,4 @@ def _parallel(p: Problem) -> t.Program:
 def _reserved(p: Problem) -> tuple[str, ...]:
     names = (*ROLES, "out", *(x.name for x in p.spec.params))
     kept = (x for s in p.form.states for x in (start_of(s.name), end_of(s.name), f"d_{last_of(s.name)}"))
-    return (*kept, *(f"d_{n}" for n in names), *(pairs_of(n) for n in range(8)))
+    return (*kept, *(f"d_{n}" for n in names), *(kept_of(n) for n in range(MOST)))

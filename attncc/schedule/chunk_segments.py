@@ -11,7 +11,8 @@ from __future__ import annotations
 from attncc.expr.build import conj, ivar, op
 from attncc.expr.nodes import Const, Expr, Var
 from attncc.passes.chunk_form import Held
-from attncc.schedule.chunk import Forward, Problem
+from attncc.schedule.chunk import Forward
+from attncc.schedule.chunk_problem import Problem
 from attncc.tile import nodes as t
 
 B, H, N = ivar("B"), ivar("H"), ivar("N")
@@ -68,7 +69,7 @@ def span(f: Forward, segment: Expr, chunks: Expr) -> t.Count:
 def factor(f: Forward, s: Held) -> Expr | None:
     """What the chunk at hand leaves of a state."""
     found: Expr | None = None
-    for x in (f.fading(s).total(), *(f.m.total(g) for g in f.channel_gates(s).values())):
+    for x in f.totals(s):
         if x is not None:
             found = x if found is None else op("mul", found, x)
     return found

@@ -48,6 +48,8 @@ class Chunk:
         self.b.reserve((*ROLES, "out", *self.params, *reserved, *WORDS))
         self.tensors: dict[str, None] = {}
         self.live: Expr = TRUE
+        self.first: Expr = Const(0, "int")
+        """The chunk's first token."""
         self.at: dict[str, Var] = {}
         self.sources: dict[str, tuple[Load, str]] = {}
         """What each loaded value reads, and the axis its tokens are on."""
@@ -90,6 +92,7 @@ class Chunk:
         self.b.axis("j", count)
         if self.stateless:  # there may be more rows than keys
             first = self.b.value(op("add", first, op("min", 0, self.shift)), "first")
+        self.first = first
         at = self.b.let("i", t.Type((axis,), "i32"), t.Iota(first), "tokens")
         self.b.bindings[i] = at
         self.at = {"i": at, "j": self.b.let("j", t.Type((t.Axis("j", count),), "i32"), t.Iota(first))}

@@ -1,0 +1,180 @@
+"""Values of a chunk that need no state: made once, chunk by chunk and side by side, for all kernels that walk.
+
+    sums        of gates along channels, over the rows
+    weights     x_i . w_j faded, over the chunk's rows twice
+    operands    what a read multiplies a state with, and what a write adds to it, with their gates
+    factors     what a chunk leaves of a state, channel by channel
+    products    along channels, of what the tokens read
+
+A kernel stores them, loads them, or, where gradients go through them, makes them again. Each has a tensor of its own,
+by the order in which a chunk asks for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+from attncc.expr.build import conj, ivar, op
+from attncc.expr.nodes import Const, Expr, Op, Var, children, walk
+from attncc.ir.nodes import Contract, Load, Reduce
+from attncc.schedule.chunk_fading import Sums
+from attncc.schedule.chunk_values import Chunk
+from attncc.tile import nodes as t
+
+B, H, N = ivar("B"), ivar("H"), ivar("N")
+ONE, ZERO = Const(1.0, "real"), Const(0.0, "real")
+MOST = 16
+"""Tensors that have names of their own."""
+Mode = Literal["makes", "stores", "weights", "loads"]
+
+
+def kept_of(n: int) -> str:
+    """The tensor that the n-th value is stored in."""
+    return f"kept_{n}"
+
+
+class Kept:
+    """The values of one kernel, in order."""
+
+    def __init__(self, k: Chunk, count: int) -> None:
+        self.k, self.count = k, count
+        self.mode: Mode = "makes"
+        self.values: list[tuple[Var, t.Dtype]] = []
+        self.number: dict[str, int] = {}
+        """Of running sums that were loaded."""
+
+    def value(self, v: Var, dtype: t.Dtype) -> Var:
+        """`v`, or what is stored of it."""
+        self.values.append((v, dtype))
+        if self.mode in ("loads", "weights"):
+            return self.k.cast(self.loaded(), self.k.real)
+        if self.mode == "stores":
+            self.store(v, dtype)
+        return v
+
+    def total(self, v: Var) -> Var:
+        """A sum along channels; its gradient goes on to what is summed up."""
+        made = self.k.b.made[v.name]
+        if self.mode != "makes" or not isinstance(made, t.Reduce):
+            return self.value(v, self.k.real)
+        self.values.append((v, self.k.real))
+        found, term = self.loaded(), made.value
+        self.k.known[found.name] = (term,), lambda a: (a,)
+        return found
+
+    def operand(self, v: Var) -> Var:
+        """A value that enters products."""
+        return self.value(v, self.k.variant.dtype)
+
+    def weights(self, make: Callable[[], Var]) -> Var:
+        """The weights of a chunk, which a kernel of their own makes."""
+        k, dtype = self.k, self.k.variant.dtype
+        if self.mode == "weights":
+            self.values.append((make(), dtype))
+            self.store(*self.values[-1])
+            return self.values[-1][0]
+        like = t.Type((t.Axis("i", self.count), t.Axis("j", self.count)), k.real)
+        self.values.append((k.b.let("none", like, t.Full(ZERO)), dtype))
+        return self.values[-1][0] if self.mode == "stores" else k.cast(self.loaded(), k.real)
+
+    def sums(self, one: Var) -> Sums:
+        """The running sums of gates along a channel: products with zeros and ones, or as they are stored."""
+        k, b = self.k, self.k.b
+        if self.mode == "stores":
+            upto = self.value(triangle(k, one, "f16", earlier=True), k.real)
+            channels = t.Type(b.type_of(one.name).axes[1:], k.real)
+            last = b.let("last", channels, t.Reduce("sum", one.name, "i"))
+        else:
+            n = len(self.values)
+            self.values.append((one, k.real))
+            upto, last = self.loaded(), self.row(n, Const(self.count - 1, "int"))
+            self.number[upto.name] = n
+            k.known[upto.name] = (one.name,), lambda a: (triangle(k, a, k.variant.dtype, earlier=False),)
+            k.known[last.name] = (one.name,), lambda a: (a,)
+        return Sums(upto, k.value(op("sub", upto, one), "before"), last)
+
+    def row(self, n: int, row: Expr) -> Var:
+        """The n-th value at a row of the chunk, or at rows; at the last token, where it has fewer."""
+        k = self.k
+        names = k.b.type_of(self.values[n][0].name).names()[1:]
+        at = k.value(op("min", op("add", k.first, row), op("sub", N, 1)), "at")
+        channels = tuple(k.b.bindings[ivar(a)] for a in names)
+        guard = conj(*(k.inside[a] for a in names))
+        type = t.Type((*k.b.type_of(at.name).axes, *(t.Axis(a, k.b.extent(a)) for a in names)), k.real)
+        k.tensors[kept_of(n)] = None
+        return k.b.let("sums", type, t.Load(kept_of(n), (ivar("b"), ivar("h"), at, *channels), k.b.lower(guard)))
+
+    # --- memory -----------------------------------------------------------------------------------------------------
+
+    def place(self, v: Var) -> tuple[Expr, ...]:
+        """Where a value lies: by token, or by chunk."""
+        k = self.k
+        names = k.b.type_of(v.name).names()
+        row: Expr = k.at["i"] if "i" in names else k.value(op("floordiv", k.first, self.count), "chunk")
+        j = k.b.let("j", t.Type((t.Axis("j", self.count),), "i32"), t.Iota(Const(0, "int"))) if "j" in names else None
+        channels = (j if n == "j" and j is not None else k.b.bindings[ivar(n)] for n in names if n != "i")
+        return (ivar("b"), ivar("h"), row, *channels)
+
+    def guard(self, v: Var) -> Expr:
+        """Its rows exist, and its channels."""
+        names = self.k.b.type_of(v.name).names()
+        inside = (self.k.inside[n] for n in names if n not in ("i", "j"))
+        return conj(*([self.k.live] if "i" in names else []), *inside)
+
+    def loaded(self) -> Var:
+        """The newest value as it is stored."""
+        k, (v, dtype), n = self.k, self.values[-1], len(self.values) - 1
+        k.tensors[kept_of(n)] = None
+        load = t.Load(kept_of(n), self.place(v), k.b.lower(self.guard(v)))
+        return k.b.let("made", replace(k.b.type_of(v.name), dtype=dtype), load)
+
+    def store(self, v: Var, dtype: t.Dtype) -> None:
+        """Stores the newest value."""
+        self.k.store(kept_of(len(self.values) - 1), self.place(v), v, self.guard(v), dtype)
+
+    def tensors(self, extents: dict[str, int]) -> tuple[t.Tensor, ...]:
+        """Where all of them are stored."""
+        chunks = op("floordiv", op("add", N, self.count - 1), self.count)
+        found = []
+        for n, (v, dtype) in enumerate(self.values):
+            names = self.k.b.type_of(v.name).names()
+            sizes = tuple(Const(self.count if a == "j" else extents[a], "int") for a in names if a != "i")
+            axes = ("b", "h", "t" if "i" in names else "c", *("w" if a == "j" else a for a in names if a != "i"))
+            shape = (B, H, N if "i" in names else chunks, *sizes)
+            found.append(t.Tensor(kept_of(n), axes, shape, dtype))
+        return tuple(found)
+
+
+def sums_in(e: Expr) -> list[Contract | Reduce]:
+    """The outermost sums along channels in `e`."""
+    if isinstance(e, Contract) or (isinstance(e, Reduce) and e.op == "sum"):
+        return [e]
+    return [x for c in children(e) for x in sums_in(c)] if isinstance(e, Op) else []
+
+
+def read_by(*every: Expr) -> frozenset[str]:
+    """The tensors that expressions read."""
+    return frozenset(x.tensor for e in every for x in walk(e) if isinstance(x, Load))
+
+
+def triangle(k: Chunk, v: Var, dtype: t.Dtype, *, earlier: bool) -> Var:
+    """For every row the sum of `v` over it and the rows before it, or behind it; `v` is taken in two parts."""
+    b = k.b
+    rows, channels = sorted(b.type_of(v.name).axes, key=lambda a: a.name != "i")
+    at = {n: b.let(n, t.Type((t.Axis(n, rows.extent),), "i32"), t.Iota(Const(0, "int"))) for n in "ij"}
+    seen = op("le", at["j"], at["i"]) if earlier else op("le", at["i"], at["j"])
+    with k.ordered(("i", "j")):
+        ones = k.cast(k.value(op("where", seen, ONE, ZERO), "ones"), dtype)
+    high = k.cast(v, dtype)
+    rounded = b.let("high", t.Type(b.type_of(v.name).axes, k.real), t.Cast(high.name))
+    low = k.cast(k.value(op("sub", v, rounded), "rest"), dtype)
+    total: Var | None = None
+    for part in (low, high):
+        (left, right), out = k.fitted(ones, k.rename(part), "j", ("i", channels.name))
+        dot = t.Dot(left.name, right.name, "j", total.name if total is not None else None)
+        type = t.Type(tuple(rows if n == "i" else channels for n in out), k.real)
+        total = b.let("upto", type, dot, "running sums")
+    assert total is not None
+    return total

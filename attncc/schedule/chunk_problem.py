@@ -1,0 +1,106 @@
+"""A state program to schedule in chunks, and what follows from it for all kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attncc.expr.build import ivar
+from attncc.expr.evaluate import evaluate
+from attncc.expr.nodes import Expr, Op, Var, walk
+from attncc.ir.free import free
+from attncc.ir.nodes import Contract, Load, Reduce, Spec
+from attncc.passes.chunk_form import OPEN, Chunked, Held, ReadOf
+from attncc.passes.chunked import chunked
+from attncc.passes.mistakes import NotCompiled
+from attncc.schedule.chunk_fading import ONE
+from attncc.schedule.chunk_kept import sums_in
+from attncc.schedule.variant import Variant
+
+_DIVIDE = frozenset({"div", "recip", "rsqrt", "sqrt", "log", "log2", "log1p", "pow"})
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A state program to schedule, in its chunk form, for one variant."""
+
+    spec: Spec
+    form: Chunked
+    variant: Variant
+
+    @property
+    def extents(self) -> dict[str, int]:
+        """The channel axes and their sizes."""
+        found = {"d": self.variant.D, "e": self.variant.E}
+        for s in self.form.states:
+            stored = (x for x in (s.key, s.value) if x is not None)
+            for axis, size in (*zip(stored, s.axes.extents, strict=True), *zip(s.axes.own, s.axes.sizes, strict=True)):
+                found[axis.name] = _size(size, self.spec)
+        for e in (n for body in self.form.bodies for n in walk(body)):
+            binders = [(e.axis, e.extent)] if isinstance(e, Contract) else []
+            binders += [(x.index, x.size) for x in e.binders] if isinstance(e, Reduce) else []
+            for axis, size in binders:
+                if found.setdefault(axis.name, _size(size, self.spec)) != _size(size, self.spec):
+                    raise NotCompiled(f"two sizes of the index {axis.name}: not compiled yet", self.spec.out.span)
+        values = {s.value.name for s in self.form.states if s.value is not None}
+        order = sorted(found, key=lambda n: (n in values, n))
+        pairs = [(s.key.name, s.value.name) for s in self.form.states if s.key is not None and s.value is not None]
+        for _ in order:  # keys before values in registers; an axis may be both
+            for key, value in pairs:
+                if order.index(key) > order.index(value):
+                    order.remove(value)
+                    order.insert(order.index(key) + 1, value)
+        return {n: found[n] for n in order}
+
+    def chained(self, e: Expr) -> bool:
+        """Whether a read of a state stands in `e`."""
+        return any(isinstance(n, Load) and n.tensor in {r.atom.tensor for r in self.form.reads} for n in walk(e))
+
+    @property
+    def gated(self) -> tuple[dict[str, Held], tuple[ReadOf, ...]]:
+        """The states with gates along channels, by name, and their reads."""
+        found = {s.name: s for s in self.form.states if s.channels}
+        return found, tuple(r for r in self.form.reads if r.state in found)
+
+    @property
+    def near(self) -> tuple[Expr, ...]:
+        """What weights under gates along channels are made of."""
+        states, reads = self.gated
+        return (*(r.x for r in reads), *(x for s in states.values() for x in (s.gate.log, *(w.key for w in s.writes))))
+
+    @property
+    def halves(self) -> bool:
+        """Whether weights under gates along channels are products of matrices (attncc.schedule.chunk_halves)."""
+        if self.variant.target != "triton" or self.variant.dtype not in ("f16", "bf16"):
+            return False
+        states, reads = self.gated
+        plain = all(s.beside == OPEN and s.gate.linear is ONE and s.value is not None for s in states.values())
+        along = all(r.axis is states[r.state].key for r in reads)
+        return bool(reads) and plain and along and not any(map(self.chained, self.near))
+
+    @property
+    def sums(self) -> tuple[Contract | Reduce, ...]:
+        """Sums along channels of what the tokens read, of the output and of weights; kept as weights are."""
+        found = dict.fromkeys(x for e in (self.form.out, *self.near) for x in sums_in(e)) if self.halves else {}
+        bare = (e for e in found if not self.chained(e) and not free(e) & {ivar(n) for n in self.extents})
+        return tuple(e for e in bare if ivar("i") in free(e))
+
+    @property
+    def divides(self) -> bool:
+        """Whether something may be divided by a read, or by what is 0 in rows that do not exist."""
+        inside = (n for e in self.form.bodies for n in walk(e) if isinstance(n, Op) and n.name in _DIVIDE)
+        return any(
+            self.chained(n) and any(isinstance(x, Load) for x in walk(n.args[0 if n.name == "pow" else -1]))
+            for n in inside
+        )
+
+
+def _size(e: Expr, spec: Spec) -> int:
+    """A literal size: constants of the header are known at a call only."""
+    if any(isinstance(n, Var) for n in walk(e)):
+        raise NotCompiled("an index whose size is known at a call only: not compiled yet", spec.out.span)
+    return int(evaluate(e))
+
+
+def problem(spec: Spec, variant: Variant) -> Problem:
+    """The chunk form of a state program; NotCompiled where it has none."""
+    return Problem(spec, chunked(spec, variant.D, variant.E), variant)
