@@ -51,7 +51,7 @@ def _kept(key, device, make):
 ZEROS_KEPT = '''\
 def _zeros_kept(shape, dtype, device):
     """Zeros that every launch leaves as it finds them: one tensor for each stream, a new one for a captured graph."""
-    if torch.cuda.is_current_stream_capturing():
+    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return torch.zeros(shape, dtype=dtype, device=device)
     key = "zeros", shape, dtype, torch.cuda.current_stream(device).cuda_stream
     return _kept(key, device, lambda: torch.zeros(shape, dtype=dtype, device=device))

@@ -130,26 +130,31 @@ def test_alloc_like_a_broadcast_tensor_is_dense_with_unit_rows() -> None:
     assert got.is_contiguous() and got.stride(-1) == 1 and not got.any()
 
 
-def test_zeros_that_launches_leave_are_made_once_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+class Made:
+    """A tensor on any device."""
+
+    def to(self, device: torch.device) -> Made:
+        return self
+
+
+def test_zeros_that_launches_leave_are_made_once_a_stream() -> None:
     counter = Tensor("taken", ("one",), (lift(1),), "i32")
     program = simple((Alloc(counter, fill=0.0, kept=True),), "taken", inputs=(Q,), scalars="BHM")
-    scope: dict[str, Any] = {"torch": torch}
+    assert run(program, torch.ones(1, 1, 1, 8))[0].tolist() == [0]
+    seen = SimpleNamespace(cuda_stream=1, captured=False)
+    cuda = SimpleNamespace(is_current_stream_capturing=lambda: seen.captured, current_stream=lambda device: seen)
+    scope: dict[str, Any] = {"torch": SimpleNamespace(zeros=lambda *_, **__: Made(), int32=torch.int32, cuda=cuda)}
     w = Writer()
     for text in helpers(program):
         w.lines(text)
-    print_host(w, program)
     exec(w.text(), scope)
-    stream, captured = 1, False
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captured)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=stream))
-    call = scope["host"]
-    (one,), (again,) = call(torch.ones(1, 1, 1, 8)), call(torch.ones(2, 1, 1, 8))
-    stream = 2
-    (two,) = call(torch.ones(1, 1, 1, 8))
-    captured = True
-    (new,), (newer,) = call(torch.ones(1, 1, 1, 8)), call(torch.ones(1, 1, 1, 8))
-    assert one is again and len({id(x) for x in (one, two, new, newer)}) == 4
-    assert all(x.shape == (1,) and x.dtype == torch.int32 and not x.any() for x in (one, two, new))
+
+    def taken(stream: int, captured: bool) -> Any:
+        seen.cuda_stream, seen.captured = stream, captured
+        return scope["_zeros_kept"]((1,), torch.int32, torch.device("cuda", 0))
+
+    one, again, two, graph, other = (taken(*x) for x in ((1, False), (1, False), (2, False), (1, True), (1, True)))
+    assert one is again and len({id(x) for x in (one, two, graph, other)}) == 4 and taken(1, False) is one
 
 
 def test_gather_and_its_adjoint() -> None:
