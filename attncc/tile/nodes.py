@@ -603,10 +603,9 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Alloc:
-    """A new tensor of the program, filled with `fill` or left unwritten.
+    """A new tensor, filled with `fill` or left unwritten. Launches leave a `kept` one as they find it, for later calls.
 
     Contiguous, or, where `like` names a tensor with as many axes, laid out in that tensor's order of strides.
-    With `kept` launches leave it filled as they find it: later calls on the same stream may take it as it is.
     """
 
     tensor: Tensor
