@@ -10,9 +10,6 @@ and dS are the first operands of dV and dK as they lie in registers. A turn of a
 
 The producer walks the same turns and knows nothing else. Before the first turn dS is 0 and its dQ leaves for rows
 outside of the tensor, so that all turns are alike.
-
-Where shared memory has room for what leaves, a program stays on its multiprocessor: the producer takes one place of the
-grid after another and fetches the next place's tiles while consumers store dK and dV of theirs.
 """
 
 from __future__ import annotations
@@ -21,30 +18,22 @@ from collections.abc import Callable
 
 from attncc.expr.build import TRUE, conj, op
 from attncc.expr.nodes import Const, Expr, Var
-from attncc.passes.differentiate import derivative
 from attncc.passes.simplify import scale
 from attncc.passes.stream import LOG2E
 from attncc.schedule.captured import Capture, split_coefficient
-from attncc.schedule.config import Tiles
-from attncc.schedule.hopper_backward_stream import StagedStream, affine, packed, whole
-from attncc.schedule.hopper_backward_turns import Walk, walk_of
-from attncc.schedule.hopper_config import ROOM, HopperBackward
+from attncc.schedule.hopper_backward_places import INT, KEYS, Places, State
+from attncc.schedule.hopper_backward_rows import factor_of_k, sums_of
+from attncc.schedule.hopper_backward_stream import affine, packed
+from attncc.schedule.hopper_backward_turns import NONE
+from attncc.schedule.hopper_config import HopperBackward
 from attncc.schedule.masks import ends_inside
-from attncc.schedule.partitions import WARPS, Ring, claims, counter, parity, ring
-from attncc.schedule.ranges import Cut, Rows, uneven, visits
+from attncc.schedule.partitions import WARPS, Ring, parity
 from attncc.schedule.separate import separate
 from attncc.schedule.steps import reads_at_rows
-from attncc.schedule.stream import ZERO, G, Guards, H, M, N, Problem, b, g, h
-from attncc.schedule.stream_backward import Scores, key_grid, pair_scores, product_gradient, scaled, score_gradient
+from attncc.schedule.stream import ZERO, Guards, M, N, Problem, b, g, h
+from attncc.schedule.stream_backward import Scores, pair_scores, product_gradient, scaled, score_gradient
 from attncc.tile import nodes as t
 
-NONE = Const(0, "int")
-INT = t.Type((), "i32")
-KEYS = 64
-"""Of one consumer."""
-
-State = tuple[Var, ...]
-"""dK, dV, then the rows (and head) of the turn before where dQ lags, then the sums of captures."""
 Turn = Callable[[bool, Expr, Expr, State], State]
 
 
@@ -53,142 +42,8 @@ def partitioned_keys(p: Problem, plan: HopperBackward, wanted: frozenset[str], f
     return _Keys(p, plan, wanted, found).kernel()
 
 
-class _Keys:
+class _Keys(Places):
     """The kernel under construction."""
-
-    def __init__(self, p: Problem, plan: HopperBackward, wanted: frozenset[str], found: tuple[Capture, ...]) -> None:
-        self.p, self.plan, self.wanted, self.found = p, plan, wanted, found
-        self.k = StagedStream(p, ("j", "i"))
-        self.k.split = {"d": whole(p.variant.D), "e": whole(p.variant.E)}
-        self.k.b.reserve((p.own("statistics"), p.own("d_q_sum")))
-        self.started = plan.started and affine(p) is not None
-        self.needs_ds = bool({"q", "k"} & wanted) or bool(found)
-        self.needs_s = self.needs_ds or "v" in wanted
-        self.exchanged = "q" in wanted
-
-    def kernel(self) -> t.Kernel:
-        p, k = self.p, self.k
-        self.j0 = Var(p.own("j0"), "int")
-        k.start()
-        self.heads = k.b.value(op("floordiv", H, G), "group") if p.variant.grouped else None
-        self.d, self.e = (k.pieces(x)[0][2] for x in "de")
-        self.resident = self.plan.resident and self._room()
-        if not self.resident:
-            self._place()
-        self._memory()
-        parts = (*(self._consumer(c) for c in range(2)), self._producer())
-        k.b.add(t.Partitions(parts))
-        if self.resident:
-            self._seen(counter(p).name)
-        config = t.Config(4, 1, self.plan.entry)
-        grid = key_grid(p, Tiles(self.plan.rows, 2 * KEYS, config))
-        return t.Kernel("keys_kernel", grid, tuple(k.tensors), k.scalars(), k.body(), config)
-
-    def _place(self) -> None:
-        """The program's place in the grid, and the tiles it walks there."""
-        p, k = self.p, self.k
-        k.place(self.j0.name, "g", "b")
-        k.keys(self.j0, 2 * KEYS)
-        k.b.axis("i", self.plan.rows)
-        own = op("lt", k.key, N)
-        k.guards = Guards(key=own)
-        last = op("sub", op("min", op("add", self.j0, 2 * KEYS), N), 1)
-        k.b.bindings[h] = self._head(NONE)
-        seen = visits(k.b, p.by_key, Rows("j", self.j0, last, own, "j", p.rising), Cut(self.plan.rows, M, k.shift))
-        self.walk: Walk = walk_of(k.b, seen, op("lt", N, op("add", self.j0, 2 * KEYS)))
-
-    def _partition(self, name: str, warps: int, registers: int, body: Callable[[], Expr]) -> t.Partition:
-        """The code of some warps at one place, or at every place of a resident program; `body` ends at a turn."""
-        k = self.k
-        self.item: Expr = NONE
-        self.before: Expr = NONE
-        with k.b.partition() as scope:
-            if self.resident:
-                taken = k.b.let("taken", INT, t.Full(NONE), "turns at the places before")
-
-                def place(item: Var, state: State) -> State:
-                    self.item, self.before = item, state[0]
-                    self._place()
-                    return (k.b.value(op("add", self.before, body()), "taken"),)
-
-                work = t.Work(self.claims, warps == 1, self.plan.ahead if uneven(self.p.by_key, "j") else 0)
-                k.loop(work, "item", "", (taken,), place, "the places of this program", 1, "asc")
-                if warps > 1:
-                    k.b.add(t.CopyWait(0))
-            else:
-                body()
-        return t.Partition(name, warps, registers, tuple(scope.statements))
-
-    def _at(self, n: Expr) -> Expr:
-        """Turn `n` of this place, counted from the program's first."""
-        return op("add", self.before, n)
-
-    def _room(self) -> bool:
-        """Whether dK and dV may leave through shared memory of their own."""
-        rows, d, e = self.plan.rows, self.d.extent, self.e.extent
-        taken = self.plan.depth * rows * (2 * (d + e) + 4 * len(packed(self.p))) + 4 * KEYS * (d + e)
-        taken += 4 * KEYS * max(d, e) if d == e else 4 * KEYS * (d + e)
-        if self.exchanged:
-            taken += 8 * KEYS * rows + 8 * 64 * self._columns()
-        return taken <= ROOM
-
-    def _columns(self) -> int:
-        """Of the dQ that a consumer computes."""
-        return self.d.extent // (2 if self.plan.share == "columns" else 1)
-
-    def _first(self, c: int) -> Var:
-        """The first key of a consumer."""
-        return self.k.b.value(op("add", self.j0, KEYS * c), "j0") if c else self.j0
-
-    def _head(self, number: Expr) -> Expr:
-        """The head of turn `number` of those that share the keys."""
-        if not self.p.variant.grouped:
-            return g
-        return self.k.b.value(op("add", op("mul", g, op("floordiv", H, G)), number), "h")
-
-    def _memory(self) -> None:
-        k, plan = self.k, self.plan
-        rows, keys = t.Axis("i", plan.rows), k.b.axis("j", KEYS)
-        self.q_tile = self._buffer("q_tile", (rows, self.d), plan.depth)
-        self.do_tile = self._buffer("do_tile", (rows, self.e), plan.depth)
-        self.k_tile = self._buffer("k_tile", (keys, self.d), 2)
-        self.v_tile = self._buffer("v_tile", (keys, self.e), 2)
-        if packed(self.p):
-            numbers = t.Axis("i", plan.rows * len(packed(self.p)))
-            k.statistics = self._buffer("statistics_tile", (numbers,), plan.depth, "f32")
-        self._owned()
-        self.ring: Ring = ring(k.b, "rows", plan.depth, 2)
-        if self.exchanged:
-            self._exchange(rows, keys)
-        self.out_tile = self._buffer("out_tile", (keys, self.e), 2) if self.resident else self.v_tile
-        if "k" in self.wanted and self.d.extent != self.e.extent:
-            self.dk_tile = self._buffer("dk_tile", (keys, self.d), 2)
-        if self.resident:
-            self.claims: t.Claims = claims(k.b, self.p, 2)
-
-    def _owned(self) -> None:
-        """The barriers of the program's own keys and values."""
-        k = self.k
-        self.own_full, self.k_empty, self.v_empty = (k.b.fresh(n) for n in ("own_full", "k_empty", "v_empty"))
-        k.b.add(t.AllocBar(self.own_full, 1))
-        if self.resident:
-            k.b.add(t.AllocBar(self.k_empty, 1, 2 * WARPS))
-            k.b.add(t.AllocBar(self.v_empty, 1, 2 * WARPS))
-
-    def _exchange(self, rows: t.Axis, keys: t.Axis) -> None:
-        """Two turns' dS of both consumers, a barrier array each, and what their dQ leaves through."""
-        k = self.k
-        self.ds_tile = tuple(self._buffer(f"ds{c}_tile", (keys, rows), 2) for c in range(2))
-        self.ds_full = tuple(k.b.fresh(f"ds{c}_full") for c in range(2))
-        for name in self.ds_full:
-            k.b.add(t.AllocBar(name, 2))
-        self.dq_type = t.Type((t.Axis("i", 64), t.Axis(self.d.name, self._columns())), "f32")
-        self.dq_tile = self._buffer("dq_tile", self.dq_type.axes, 2, "f32")
-
-    def _buffer(self, hint: str, axes: tuple[t.Axis, ...], depth: int, dtype: t.Dtype | None = None) -> str:
-        name = self.k.b.fresh(hint)
-        self.k.b.add(t.AllocShared(name, t.Type(axes, dtype or self.p.variant.dtype), depth))
-        return name
 
     # --- the walk over heads and tiles, the same in every partition
 
@@ -212,7 +67,7 @@ class _Keys:
             return head(NONE, state), self.walk.total
 
         def one(number: Var, state: State) -> State:
-            k.b.bindings[h] = self._head(number)
+            k.b.bindings[h] = self.head(number)
             return head(k.b.value(op("mul", number, self.walk.total), "turn"), state)
 
         final = k.loop(t.Count(NONE, self.heads), "n", "", state, one, "heads that share the keys", 1, "asc")
@@ -220,10 +75,7 @@ class _Keys:
 
     # --- the producer
 
-    def _producer(self) -> t.Partition:
-        return self._partition("producer", 1, self.plan.spare, self._feed)
-
-    def _feed(self) -> Expr:
+    def feed(self) -> Expr:
         """Fetches the keys and values of a place once the place before needs its own no more, then walks."""
         k, bar = self.k, t.Bar(self.own_full, NONE)
         phase = parity(k.b, self.item, 1)
@@ -233,40 +85,33 @@ class _Keys:
             if tensor == "v":
                 k.b.add(t.BarExpect(bar, 4 * KEYS * (self.d.extent + self.e.extent)))
             for c in range(2):
-                at = (b, g, self._first(c), NONE)
-                k.b.add(t.CopyIn(t.Slot(tile, Const(c, "int")), self._seen(tensor), at, bar))
+                at = (b, k.kv_head(), self.first(c), NONE)
+                k.b.add(t.CopyIn(t.Slot(tile, Const(c, "int")), self.seen(tensor), at, bar))
         return self._heads((), lambda start, state: self._loops(start, state, self._fill))[1]
 
     def _fill(self, masked: bool, n: Expr, tile: Expr, state: State) -> State:
         """Waits until the slot of turn `n` is empty and begins to fill it."""
         k, rows = self.k, self.plan.rows
-        slot, phase = self.ring.at(k.b, self._at(n))
+        slot, phase = self.ring.at(k.b, self.at(n))
         bar = t.Bar(self.ring.full, slot)
         k.b.add(t.BarWait(t.Bar(self.ring.empty, slot), op("sub", 1, phase)))
         numbers = 4 * len(packed(self.p))
         k.b.add(t.BarExpect(bar, rows * (2 * (self.d.extent + self.e.extent) + numbers)))
         at = (b, k.head(), k.b.value(op("mul", tile, rows), "i0"), NONE)
-        k.b.add(t.CopyIn(t.Slot(self.q_tile, slot), self._seen("q"), at, bar))
+        k.b.add(t.CopyIn(t.Slot(self.q_tile, slot), self.seen("q"), at, bar))
         if numbers:
-            name = self._seen(self.p.own("statistics"))
+            name = self.seen(self.p.own("statistics"))
             k.b.add(t.CopyIn(t.Slot(k.statistics, slot), name, (b, k.head(), tile, NONE), bar))
-        k.b.add(t.CopyIn(t.Slot(self.do_tile, slot), self._seen("d_out"), at, bar))
+        k.b.add(t.CopyIn(t.Slot(self.do_tile, slot), self.seen("d_out"), at, bar))
         return state
-
-    def _seen(self, tensor: str) -> str:
-        self.k.tensors[tensor] = None
-        return tensor
 
     # --- a consumer
 
-    def _consumer(self, c: int) -> t.Partition:
-        return self._partition(f"consumer{c}", 4, self.plan.registers, lambda: self._consume(c))
-
-    def _consume(self, c: int) -> Expr:
+    def consume(self, c: int) -> Expr:
         k = self.k
         self.c, self.mine = c, Const(c, "int")
-        k.keys(self._first(c), KEYS)
-        k.parts = separate(scale(self.p.attend.score, LOG2E), self._first(c))
+        k.keys(self.first(c), KEYS)
+        k.parts = separate(scale(self.p.attend.score, LOG2E), self.first(c))
         k.b.axis("i", self.plan.rows)
         self.own = op("lt", k.key, N)
         k.guards = Guards(key=self.own)
@@ -301,7 +146,7 @@ class _Keys:
     def _store_sum(self, c: Capture, total: Var) -> None:
         """One number per key, or one per consumer."""
         k = self.k
-        self._seen(c.buffer)
+        self.seen(c.buffer)
         if c.place == "key":
             k.b.add(t.Store(c.buffer, (b, k.head(), k.key), total.name, self.own))
             return
@@ -313,7 +158,7 @@ class _Keys:
     def _turn(self, masked: bool, n: Expr, tile: Expr, state: State) -> State:
         k, plan = self.k, self.plan
         dk, dv, before, sums = self._parts(state)
-        k.slot, phase = self.ring.at(k.b, self._at(n))
+        k.slot, phase = self.ring.at(k.b, self.at(n))
         i0 = k.b.value(op("mul", tile, plan.rows), "i0")
         self._rows(masked, i0)
         k.b.add(t.BarWait(t.Bar(self.ring.full, k.slot), phase))
@@ -440,7 +285,7 @@ class _Keys:
         k, out = self.k, []
         for c, total in zip(self.found, sums, strict=True):
             _, rest = split_coefficient(c.factor)
-            rest = None if rest is None else separate(rest, self._first(self.c)).whole()
+            rest = None if rest is None else separate(rest, self.first(self.c)).whole()
             part = k.b.let("part", k.b.over("j"), t.Reduce("sum", scaled(k, ds, rest, "share").name, "i"))
             out.append(k.b.value(op("add", total, part), "sum"))
         return tuple(out)
@@ -449,7 +294,7 @@ class _Keys:
 
     def _exchanges(self, n: Expr) -> tuple[Expr, Expr]:
         """(slot, parity of its phase) of the dS numbered `n`; where dQ lags, a place has one more than turns."""
-        number = op("add", self.item, self._at(n)) if self.plan.lag else self._at(n)
+        number = op("add", self.item, self.at(n)) if self.plan.lag else self.at(n)
         return Ring("", "", 2).at(self.k.b, number)
 
     def _send(self, ds: Var, n: Expr) -> None:
@@ -484,7 +329,7 @@ class _Keys:
         row = op("add", at[0], 64 * self.c) if share == "rows" and self.c else at[0]
         column = Const(self.d.extent // 2 * self.c if share == "columns" else 0, "int")
         head = at[1] if len(at) > 1 else k.head()
-        k.b.add(t.CopyOut(slot, self._seen(self.p.own("d_q_sum")), (b, head, row, column), True))
+        k.b.add(t.CopyOut(slot, self.seen(self.p.own("d_q_sum")), (b, head, row, column), True))
 
     # --- the end
 
@@ -493,26 +338,36 @@ class _Keys:
         if self.resident:
             k.b.add(t.BarArrive(t.Bar(self.v_empty, NONE), WARPS))
         elif dv:
-            self._store("d_v", dv[0], self.out_tile)
+            self._store("d_v", dv[0])
         if before:
             self._forget(M)
             self._leave(self._dq(turns), before)
         if self.resident:
             k.b.add(t.BarArrive(t.Bar(self.k_empty, NONE), WARPS))
             if dv:
-                k.b.add(t.CopyWait(0))
-                self._store("d_v", dv[0], self.out_tile)
+                self._store("d_v", dv[0])
         if dk:
-            factor = split_coefficient(derivative(self.p.attend.score, self.p.attend.product))[0]
-            whole = scaled(k, dk[0], factor, "dk")
-            k.b.add(t.CopyWait(0))
-            self._store("d_k", whole, self.out_tile if self.d.extent == self.e.extent else self.dk_tile)
+            self._store("d_k", dk[0])
         if not self.resident:
             k.b.add(t.CopyWait(0))
 
-    def _store(self, tensor: str, value: Var, through: str) -> None:
-        """A result of this consumer's keys, through a buffer that nobody reads any more."""
+    def _store(self, tensor: str, value: Var) -> None:
+        """A result of this consumer's keys: through a buffer that nobody reads any more, or added to other heads'."""
         k = self.k
+        if self.apart:
+            prefix = "d" if tensor == "d_k" else "e"
+            k.channels[prefix] = k.channel_pieces(prefix)
+            ((c, real, _),) = k.pieces(prefix)
+            place = (b, k.kv_head(), k.key, c)
+            k.b.add(t.ReduceAdd(self.seen(sums_of(self.p, tensor)), place, value.name, "atomic", conj(self.own, real)))
+            return
+        through = self.out_tile
+        if tensor == "d_k":
+            value = scaled(k, value, factor_of_k(self.p), "dk")
+            k.b.add(t.CopyWait(0))
+            through = self.out_tile if self.d.extent == self.e.extent else self.dk_tile
+        elif self.resident:
+            k.b.add(t.CopyWait(0))
         narrow = k.cast(value, self.p.variant.dtype)
         if through is self.out_tile and tensor == "d_k":
             type = t.Type((k.b.axis("j", KEYS), self.e), self.p.variant.dtype)
@@ -520,4 +375,4 @@ class _Keys:
         slot = t.Slot(through, self.mine)
         k.b.add(t.SharedStore(slot, narrow.name))
         k.b.add(t.Fence())
-        k.b.add(t.CopyOut(slot, self._seen(tensor), (b, g, self._first(self.c), NONE)))
+        k.b.add(t.CopyOut(slot, self.seen(tensor), (b, g, self.first(self.c), NONE)))

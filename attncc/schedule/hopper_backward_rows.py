@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 
 from attncc.expr.build import op
-from attncc.expr.nodes import Const, Var
+from attncc.expr.nodes import Const, Expr, Var
 from attncc.passes.differentiate import derivative
 from attncc.passes.stream import LOG2E
 from attncc.schedule.captured import Capture, split_coefficient
 from attncc.schedule.config import Tiles
 from attncc.schedule.hopper_backward_stream import affine, packed
 from attncc.schedule.hopper_config import HopperBackward
-from attncc.schedule.stream import B, H, M, Problem, Stream, b, h
-from attncc.schedule.stream_backward import gradients_of_z, row_statistics, scaled
+from attncc.schedule.stream import B, G, H, M, N, Problem, Stream, b, g, h
+from attncc.schedule.stream_backward import gradients_of_z, key_grid, row_statistics, scaled
 from attncc.schedule.stream_forward import row_grid, row_program
 from attncc.tile import nodes as t
 
@@ -56,6 +56,43 @@ def statistics(p: Problem, plan: HopperBackward) -> t.Tensor:
 def query_sums(p: Problem) -> t.Tensor:
     """What all programs add dQ to, its common factor left out."""
     return t.Tensor(p.own("d_q_sum"), ("b", "h", "i", "d"), (B, H, M, Const(p.variant.D, "int")), p.real)
+
+
+def sums_of(p: Problem, tensor: str) -> str:
+    """What heads that share keys add `tensor`, dK or dV, to."""
+    return p.own(f"{tensor}_sum")
+
+
+def key_sums(p: Problem, tensor: str) -> t.Tensor:
+    """dK or dV of all heads that share them; dK without its factor."""
+    prefix, size = ("d", p.variant.D) if tensor == "d_k" else ("e", p.variant.E)
+    return t.Tensor(sums_of(p, tensor), ("b", "g", "j", prefix), (B, G, N, Const(size, "int")), p.real)
+
+
+def factor_of_k(p: Problem) -> Expr | None:
+    """What dS Q is multiplied by."""
+    return split_coefficient(derivative(p.attend.score, p.attend.product))[0]
+
+
+def cast_keys_kernel(p: Problem, wanted: tuple[str, ...]) -> t.Kernel:
+    """d_k and d_v, where wanted, from their float32 sums."""
+    k = Stream(p, ("j", "i"))
+    tiles = Tiles(16, 64, t.Config(warps=4, stages=1))
+    j0 = Var(p.own("j0"), "int")
+    k.start(j0.name, "g", "b")
+    k.keys(j0, tiles.keys)
+    own = op("lt", k.key, N)
+    for name, prefix in (("d_k", "d"), ("d_v", "e")):
+        if name.removeprefix("d_") not in wanted:
+            continue
+        source, parts = sums_of(p, name), []
+        k.tensors[source] = None
+        for c, real, axis in k.pieces(prefix):
+            type = t.Type((*k.b.over("j").axes, axis), p.real)
+            total = k.b.let(name, type, t.Load(source, (b, g, k.key, c), op("and", own, real)))
+            parts.append(scaled(k, total, factor_of_k(p), name) if name == "d_k" else total)
+        k.store_matrix(name, prefix, (b, g), k.key, own, tuple(parts))
+    return t.Kernel("cast_keys_kernel", key_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
 
 
 def cast_kernel(p: Problem) -> t.Kernel:

@@ -8,8 +8,16 @@ from attncc.schedule import steps as plain
 from attncc.schedule.captured import Capture, buffer, captures
 from attncc.schedule.diagonals import diagonals_kernel
 from attncc.schedule.hopper import backward_refusal
-from attncc.schedule.hopper_backward import KEYS, partitioned_keys
-from attncc.schedule.hopper_backward_rows import cast_kernel, query_sums, statistics, statistics_kernel
+from attncc.schedule.hopper_backward import partitioned_keys
+from attncc.schedule.hopper_backward_places import KEYS, each_head_apart
+from attncc.schedule.hopper_backward_rows import (
+    cast_kernel,
+    cast_keys_kernel,
+    key_sums,
+    query_sums,
+    statistics,
+    statistics_kernel,
+)
 from attncc.schedule.hopper_config import HopperBackward, backward_plan
 from attncc.schedule.overrides import overridden
 from attncc.schedule.partitions import counter
@@ -51,6 +59,9 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
         kernels.append(partitioned_keys(p, how, summed, inside))
     if "q" in summed:
         kernels.append(cast_kernel(p))
+    shared = tuple(n for n in ("k", "v") if n in summed and each_head_apart(p))
+    if shared:
+        kernels.append(cast_keys_kernel(p, shared))
     if walked:
         kernels.append(queries_kernel(p, tiles.queries, apart, beside))
     kernels += [diagonals_kernel(p, c) for c in near]
@@ -60,6 +71,7 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
         steps.append(t.Alloc(statistics(p, how)))
         steps += [t.Alloc(plain.stat(p, n)) for n in map(p.own, ("delta", "log_z")) if walked or near]
     steps += [t.Alloc(query_sums(p), 0.0)] if "q" in summed else []
+    steps += [t.Alloc(key_sums(p, f"d_{n}"), 0.0) for n in shared]
     steps += [t.Alloc(plain.tensor(p, f"d_{n}", strided=True), like=n) for n in wanted if n in ("q", "k", "v")]
     buffers = {c.buffer: _buffer(c, p, how, tiles.queries.rows) for c in found}
     steps += [t.Alloc(buffers[c.buffer], 0.0 if c.place == "pair" else None) for c in found]

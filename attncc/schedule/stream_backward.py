@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from attncc.expr.build import conj, op
 from attncc.expr.nodes import Const, Expr, Var
@@ -286,12 +287,12 @@ def _add_queries(k: Stream, ds: Var, keys: tuple[Var, ...]) -> None:
         k.b.add(t.ReduceAdd("d_q", (b, k.head(), k.row, c), part.name, "atomic", conj(k.guards.row, real)))
 
 
-def key_grid(p: Problem, tiles: Tiles) -> tuple[t.GridAxis, ...]:
-    """Tiles of keys, then kv heads, then batches; the last tile first where most queries see it."""
+def key_grid(p: Problem, tiles: Tiles, heads: Literal["g", "h"] = "g") -> tuple[t.GridAxis, ...]:
+    """Tiles of keys, then kv heads or all heads, then batches; the last tile first where most queries see it."""
     ends = p.by_key.alternatives
     heavy = bool(ends) and all(direction(a.upper, "j") == 1 and direction(a.lower, "j") == 0 for a in ends)
     return (
         t.GridAxis(p.own("j0"), N, "tile", tiles.keys, "j", descending=heavy),
-        t.GridAxis("g", G, "batch"),
+        t.GridAxis(heads, G if heads == "g" else H, "batch"),
         t.GridAxis("b", B, "batch"),
     )

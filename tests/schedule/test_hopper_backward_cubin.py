@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from attncc.driver import analyse
+from attncc.runtime.assemble import SPILLED_ONCE
 from attncc.runtime.spills import spilled_in_loops
 from attncc.schedule.programs import stream
 from attncc.schedule.stream import Problem
@@ -45,9 +46,9 @@ def test_products_overlap_and_nothing_spills(case: str, tmp_path: Path) -> None:
     cubin = compiled(*CASES[case], tmp_path)
     assert not cubin.serialised
     assert cubin.reallocates
-    if cubin.spilled_bytes > 32:  # as the runtime judges: once for a tile of keys does no harm
+    if cubin.spilled_bytes > 32:  # as the runtime judges: once for a place does no harm
         within = spilled_in_loops((tmp_path / "kernel.cubin").read_bytes())
-        assert cubin.spilled_bytes <= 64 and within == 0
+        assert cubin.spilled_bytes <= SPILLED_ONCE and within == 0
 
 
 @pytest.mark.parametrize(("name", "side", "grouped"), [("gemma2", 128, False), ("alibi", 64, True)])
