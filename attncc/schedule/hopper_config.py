@@ -54,8 +54,10 @@ _TWO = " ".join(
 LADDER: Mapping[str, tuple[str, ...]] = {
     "forward": (_TWO, f"{_TWO} partitioned.forward.keys=64"),
     "backward": (
-        "partitioned.backward.calm=True",
-        "partitioned.backward.rows=64 partitioned.backward.share=keys partitioned.backward.started=False",
+        "partitioned.backward.resident=False",
+        "partitioned.backward.calm=True partitioned.backward.resident=False",
+        "partitioned.backward.rows=64 partitioned.backward.share=keys partitioned.backward.started=False "
+        "partitioned.backward.resident=False",
     ),
 }
 """What is tried in turn, as overrides, where the default plan of a half does not fit a thread's registers."""

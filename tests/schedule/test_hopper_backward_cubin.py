@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from attncc.driver import analyse
-from attncc.runtime.assemble import SPILLED_ONCE
+from attncc.runtime.assemble import SPILLED_BYTES, SPILLED_ONCE
 from attncc.runtime.spills import spilled_in_loops
+from attncc.schedule.hopper_config import LADDER
 from attncc.schedule.programs import stream
 from attncc.schedule.stream import Problem
 from attncc.schedule.variant import Variant
@@ -30,12 +31,12 @@ CASES = {
 }
 
 
-def compiled(name: str, side: int, grouped: bool, folder: Path) -> Cubin:
+def compiled(name: str, side: int, grouped: bool, folder: Path, tiles: str = "") -> Cubin:
     unit = analyse(SPECS[name], side, side)
     assert unit.attend is not None and unit.by_row is not None and unit.by_key is not None
     gradients = ("q", "k", "v", *(p.name for p in unit.spec.params if p.sort == "real"))
     kinds: tuple[tuple[str, Dtype], ...] = tuple((p.name, "f32") for p in unit.spec.params)
-    variant = Variant("gluon", side, side, "bf16", kinds, gradients=gradients, grouped=grouped)
+    variant = Variant("gluon", side, side, "bf16", kinds, gradients=gradients, grouped=grouped, tiles=tiles)
     program = stream(Problem(unit.spec, unit.attend, unit.by_row, unit.by_key, variant)).backward
     assert program is not None
     return compile_kernel(program, next(k for k in program.kernels if k.name == "keys_kernel"), folder)
@@ -43,12 +44,21 @@ def compiled(name: str, side: int, grouped: bool, folder: Path) -> Cubin:
 
 @pytest.mark.parametrize("case", CASES)
 def test_products_overlap_and_nothing_spills(case: str, tmp_path: Path) -> None:
-    cubin = compiled(*CASES[case], tmp_path)
+    """By the default plan, or where this assembler spills in its loops by the one that is tried next."""
+    cubin, within = judged(case, tmp_path, "")
+    if within > SPILLED_BYTES:
+        cubin, within = judged(case, tmp_path, LADDER["backward"][0])
     assert not cubin.serialised
     assert cubin.reallocates
-    if cubin.spilled_bytes > 32:  # as the runtime judges: once for a place does no harm
-        within = spilled_in_loops((tmp_path / "kernel.cubin").read_bytes())
-        assert cubin.spilled_bytes <= SPILLED_ONCE and within == 0
+    assert cubin.spilled_bytes <= SPILLED_ONCE and within <= SPILLED_BYTES
+
+
+def judged(case: str, folder: Path, tiles: str) -> tuple[Cubin, int]:
+    """A kernel, and what it spills in loops with products."""
+    cubin = compiled(*CASES[case], folder, tiles)
+    within = spilled_in_loops((folder / "kernel.cubin").read_bytes())
+    assert within is not None
+    return cubin, within
 
 
 @pytest.mark.parametrize(("name", "side", "grouped"), [("gemma2", 128, False), ("alibi", 64, True)])
