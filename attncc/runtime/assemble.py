@@ -11,6 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from attncc.runtime.descriptors import mistakable
+from attncc.runtime.kernels import numbers
 from attncc.runtime.mistakes import UnfitKernel
 from attncc.runtime.spills import spilled_in_loops
 from attncc.tile.hopper import REGISTERS, SHARED_BYTES
@@ -19,16 +21,20 @@ SPILLED_BYTES = 32
 """More than this many stored to local memory make a kernel unfit, unless its loops do without."""
 SPILLED_ONCE = 512
 """More than this many make it unfit wherever they are."""
+SURE = (12, 9)
+"""From this version of CUDA on, assemblers do not mistake descriptors (attncc.runtime.descriptors)."""
+NEWEST = 100
+"""The compute capability that Triton brings its newest assembler for; it assembles for others, too."""
 SERIALISED = ("mma_async instructions are serialized",)
 """In notices that products on tensor cores were made to wait for each other: C7506, C7507, C7510 ... by the cause."""
 
 
-def assemble(ptx: str, capability: int) -> tuple[bytes, str]:
-    """The cubin of `ptx`, assembled as Triton would, and the assembler's notices."""
+def assemble(ptx: str, capability: int, *, sure: bool = False) -> tuple[bytes, str]:
+    """The cubin of `ptx`, assembled as Triton would, or by an assembler that is `sure`; and the assembler's notices."""
     with tempfile.TemporaryDirectory(prefix="attncc-") as folder:
         source, image = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
         source.write_text(ptx)
-        command = [*_command(capability), str(source), "-o", str(image)]
+        command = [*_command(capability, sure), str(source), "-o", str(image)]
         done = subprocess.run(command, capture_output=True, text=True, close_fds=False)
         said = done.stdout + done.stderr
         if done.returncode:
@@ -36,18 +42,26 @@ def assemble(ptx: str, capability: int) -> tuple[bytes, str]:
         return image.read_bytes(), said
 
 
-def _command(capability: int) -> list[str]:
+def mistaken(ptx: str, capability: int) -> bool:
+    """Whether Triton's own assembler may mistake descriptors of `ptx`."""
+    from triton.backends.nvidia import compiler
+
+    return mistakable(ptx) and numbers(compiler.get_ptxas(capability).version) < SURE
+
+
+def _command(capability: int, sure: bool) -> list[str]:
     import triton
     from triton.backends.nvidia import compiler
 
     knobs: Any = triton.knobs
+    tool = compiler.get_ptxas(NEWEST if sure else capability)
+    if sure and numbers(tool.version) < SURE:
+        raise RuntimeError(f"the newest assembler that comes with Triton, of CUDA {tool.version}, mistakes descriptors")
     lines = ["-lineinfo", "-suppress-debug-info"] if knobs.compilation.disable_line_info else ["-lineinfo"]
-    version = tuple(int(n) for n in triton.__version__.split(".")[:2])
-    allocator = ["--regAllocOptLevel=2"] if version >= (3, 9) else []
+    allocator = ["--regAllocOptLevel=2"] if numbers(triton.__version__) >= (3, 9) else []
     extra = (knobs.nvidia.ptxas_options or "").split()
     suffix = "a" if capability >= 90 else ""
-    ptxas = compiler.get_ptxas(capability).path
-    return [ptxas, *lines, "-v", *allocator, *extra, f"--gpu-name=sm_{capability}{suffix}"]
+    return [tool.path, *lines, "-v", *allocator, *extra, f"--gpu-name=sm_{capability}{suffix}"]
 
 
 def assembled_well(name: str, said: str, image: bytes = b"") -> None:

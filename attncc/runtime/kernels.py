@@ -107,7 +107,7 @@ def compile_one(function: Any, order: Order, capability: int) -> Binary:
     """One kernel through Triton's stages to a cubin."""
     from triton.backends.compiler import GPUTarget
 
-    from attncc.runtime.assemble import assemble, assembled_well, fits
+    from attncc.runtime.assemble import assemble, assembled_well, fits, mistaken
 
     signature = {name: kind for name, kind, _ in order.args}
     attrs = {(at,): [["tt.divisibility", by]] for at, (_, _, by) in enumerate(order.args) if by > 1}
@@ -121,6 +121,8 @@ def compile_one(function: Any, order: Order, capability: int) -> Binary:
         if order.partitioned:
             asm["ptx"] = arrive_by_warp(asm["ptx"])
             asm["cubin"], said = assemble(asm["ptx"], capability)
+        elif mistaken(asm["ptx"], capability):
+            asm["cubin"], _ = assemble(asm["ptx"], capability, sure=True)
     except Exception as e:
         first = str(e).strip().splitlines()
         raise KernelFailed(
