@@ -25,6 +25,10 @@ class Adjoints:
         self.lets = [s for s in statements if isinstance(s, t.Let)]
         self.moving = set(wanted) - k.still
         self.of: dict[str, Var] = {}
+        self.given: frozenset[str] = frozenset()
+        """Values whose adjoints are whole from the start."""
+        self.ends: frozenset[str] = frozenset()
+        """Values whose adjoints are not passed on."""
         for s in self.lets:
             real = s.type.dtype in ("f64", "f32", "f16", "bf16") and s.name not in k.still
             if real and any(x in self.moving for x in (*_operands(s.op), *self._behind(s.name))):
@@ -32,6 +36,8 @@ class Adjoints:
 
     def add(self, name: str, e: Expr) -> None:
         """Adds `e`, over at most the value's own axes, to its adjoint."""
+        if name in self.given:
+            return
         names = self.k.b.type_of(name).names()
         one = self.k.value(e, "a")
         part = self.k.over(one, *names)
@@ -45,7 +51,7 @@ class Adjoints:
         """
         with self.k.turned():
             for s in reversed(self.lets):
-                if s.name in self.of and s.name not in self.k.still:
+                if s.name in self.of and s.name not in self.k.still | self.ends:
                     self._pass_on(s, self.of[s.name])
 
     def _behind(self, name: str) -> tuple[str, ...]:

@@ -229,7 +229,8 @@ class Forward:
 
         found = kept.weights(lambda: made().weights())
         names = (x.name, w.name, sums.of(after).name, sums.upto.name)
-        k.known[k.narrow(found).name] = names, lambda a: made().gradients(a)  # what is loaded
+        self.pairs.append(k.narrow(found))  # what is loaded
+        k.known[self.pairs[-1].name] = names, lambda a: made().gradients(a)
         return found
 
     def factors(

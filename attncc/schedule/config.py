@@ -78,7 +78,7 @@ def diagonal_tiles(v: Variant) -> Tiles:
         side = 32 if widest <= 128 else 16
         return _tiles(side, side, 4, 1)
     if 90 <= v.capability < 120:
-        return _tiles(64, 64, 8, 2) if widest <= 128 else _tiles(32, 32, 4, 2)
+        return _tiles(64, 64, 4, 1) if widest <= 128 else _tiles(32, 32, 4, 2)
     return _tiles(64, 64, 8, 1) if widest <= 64 else _tiles(32, 32, 4, 1)
 
 

@@ -37,7 +37,7 @@ class HopperForward:
     """The product of the turn before is awaited ahead of the exponentials: with `rounded` weights, fewer registers."""
     resident: bool = True
     """Where there is room, a program stays on its multiprocessor and works at one place of the grid after another."""
-    ahead: int = 1
+    ahead: int = 2
     """Where walks are of different lengths: places for every program among which the long walks come first."""
     turns: bool = False
     """Consumers take turns to issue their products, so that one's exponentials run under the other's products."""
@@ -63,11 +63,14 @@ LADDER: Mapping[str, tuple[str, ...]] = {
 """What is tried in turn, as overrides, where the default plan of a half does not fit a thread's registers."""
 
 
-def forward_plan(widest: int, demand: Demand) -> HopperForward:
-    """The default for channels of at most `widest`, or what was found to fit better."""
+def forward_plan(widest: int, demand: Demand, short: bool = False) -> HopperForward:
+    """The default for channels of at most `widest`, or what was found to fit better.
+
+    Walks are `short` where both their ends move with the rows: fewer rows that share them visit fewer tiles.
+    """
     found = HopperForward(rounded=True)
-    if widest <= 64:
-        found = HopperForward(consumers=3, depth=4, registers=160, rounded=True, early=True, turns=True)
+    if widest <= 64 and not short:
+        found = HopperForward(consumers=3, depth=3, registers=160, rounded=True, early=True, turns=True)
     elif widest > 128:
         found = HopperForward(keys=64)
     return changed(found, FORWARD.get(class_of(widest, demand), ""))
@@ -108,7 +111,7 @@ class HopperBackward:
     """What waits in registers for dP: the weights, or the product that all else is computed from again."""
     resident: bool = True
     """Where there is room, a program stays on its multiprocessor and works at one place of the grid after another."""
-    ahead: int = 1
+    ahead: int = 2
     """Where walks are of different lengths: places for every program among which the long walks come first."""
     registers: int = 240
     """Of a consumer's thread; the producer's keeps `spare`."""
@@ -134,5 +137,5 @@ def _backward_plan(D: int, E: int, demand: Demand, crowded: bool, plain: bool) -
     if max(D, E) > 64:
         return HopperBackward(share="columns" if D > 64 else "keys", hold=hold, calm=calm)
     if crowded:
-        return HopperBackward(share="keys", hold=hold)
-    return HopperBackward(rows=128, share="rows", started=True, calm=calm)
+        return HopperBackward(share="keys", hold=hold, ahead=0)
+    return HopperBackward(rows=128, share="rows", started=True, calm=calm, ahead=0)

@@ -14,6 +14,7 @@ from attncc.schedule.hopper_programs import backward_program as hopper_backward
 from attncc.schedule.overrides import overridden
 from attncc.schedule.partitions import counter
 from attncc.schedule.prune import prune
+from attncc.schedule.ranges import short
 from attncc.schedule.runs import Run, with_runs
 from attncc.schedule.steps import (
     backward_inputs,
@@ -72,7 +73,7 @@ def _forward_kernel(p: Problem) -> tuple[t.Kernel, str]:
     """The kernel, and why it is not partitioned where that was asked for."""
     if p.variant.target != "gluon":
         return forward_kernel(p, plain_plan(p).forward), ""
-    default = forward_plan(max(p.variant.D, p.variant.E), demand(p))
+    default = forward_plan(max(p.variant.D, p.variant.E), demand(p), short(p.by_row, "i"))
     plan = overridden(default, p.variant.tiles, "partitioned.forward")
     reason = forward_refusal(p, plan)
     if reason:

@@ -58,6 +58,11 @@ def uneven(bounds: Bounds, index: str) -> bool:
     return any((direction(a.lower, index) == 0) != (direction(a.upper, index) == 0) for a in bounds.alternatives)
 
 
+def short(bounds: Bounds, index: str) -> bool:
+    """Whether both ends of what is visited move, so that walks don't grow with the lengths."""
+    return any(direction(a.lower, index) != 0 and direction(a.upper, index) != 0 for a in bounds.alternatives)
+
+
 def visits(b: Builder, bounds: Bounds, rows: Rows, cut: Cut) -> Visits:
     """The ranges of a loop over `bounds.index` in a program that owns a tile of the other index."""
     if not bounds.alternatives:

@@ -69,7 +69,8 @@ def test_their_gradients_match_the_reference(name: str, shape: tuple[int, ...]) 
     for target in ("triton", "gluon"):
         program = backward(one, target)
         assert is_partitioned(program) == (target == "gluon")
-        assert not any(isinstance(s, ReduceAdd) for k in program.kernels for s in bodies(k.body))
+        added = {s.tensor for k in program.kernels for s in bodies(k.body) if isinstance(s, ReduceAdd)}
+        assert not any("table" in tensor for tensor in added)
         assert _distance(one.run(program)["d_table"], one.wanted["table"]) < 8e-3
 
 
