@@ -104,7 +104,7 @@ def broken(drop: type[t.Stmt], index: int = 0) -> t.Program:
 @pytest.mark.parametrize(
     ("program", "fault"),
     [
-        (broken(t.BarWait, 0), faults.RaceFault),
+        (broken(t.BarWait, 0), (faults.RaceFault, faults.BarrierFault)),
         (broken(t.BarWait, 1), (faults.RaceFault, faults.UnwrittenFault)),
         (broken(t.BarArrive), faults.DeadlockFault),
         (broken(t.BarExpect), faults.DeadlockFault),
