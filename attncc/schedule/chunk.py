@@ -45,6 +45,8 @@ class Forward:
         self.count = 16 if wide else 32 if p.variant.dtype in ("f32", "f64") else 64
         self.kept = Kept(self.k, self.count)
         self.known: dict[tuple[object, ...], Var] = {}
+        self.pairs: list[Var] = []
+        """Weights under gates along channels, as they are stored."""
 
     def initial(self) -> tuple[Var, ...]:
         """The states before the first token."""

@@ -192,7 +192,8 @@ def chunk_kernel(name: str, f: Forward, first: str, columns: Mapping[str, int] =
     *parts, h, b = grid_of(columns, p)
     grid = (*parts, t.GridAxis(first, N, "tile", f.count, "i"), h, b)
     scalars = ("B", "H", "G", "M", "N", *(c.name for c in p.spec.constants))
-    warps = 8 if f.count * max(p.variant.D, p.variant.E) > 4096 and not columns else 4
+    levels = p.halves and f.kept.mode == "makes"
+    warps = 8 if levels or (f.count * max(p.variant.D, p.variant.E) > 4096 and not columns) else 4
     body = tuple(f.k.b.scope.statements)
     return late(prune(t.Kernel(name, grid, tuple(f.k.tensors), scalars, body, t.Config(warps, 1))))
 

@@ -125,15 +125,12 @@ class Halves:
 
     # --- backward ---------------------------------------------------------------------------------------------------
 
-    def gradients(self, a: Var) -> tuple[Var, Var, Var, Var]:
-        """(of x, of w, what x and what w leave at their sums of gates) for `a`, the gradient of p."""
+    def gradients(self, both: Var) -> tuple[Var, Var, Var, Var]:
+        """(of x, of w, what x and what w leave at their sums of gates) for the gradient of p, mirrored."""
         k, b = self.k, self.k.b
-        square = t.Type((t.Axis("i", self.count), t.Axis("j", self.count)), k.b.type_of(a.name).dtype)
-        back = b.let("back", square, t.Rename(k.turn(a).name))
-        both = self.wide(op("where", op("lt", self.at["j"], self.at["i"]), a, back), "both")
         starts = [b.let("none", self.type, t.Full(ZERO))] * 2
         if self.after:  # at a row's own pair, what x and w leave at G_i cancels
-            own = k.sum("own", op("where", op("eq", self.at["j"], self.at["i"]), a, ZERO), "j")
+            own = k.sum("own", op("where", op("eq", self.at["j"], self.at["i"]), both, ZERO), "j")
             starts = [k.value(op("mul", own, v), "own") for v in (self.w, self.x)]
 
         def turn(level: Level, carried: tuple[Var, ...]) -> Sequence[Var]:
@@ -147,3 +144,12 @@ class Halves:
         dx, dw = self.levels(tuple(zip(("dx", "dw"), starts, strict=True)), turn)
         at_x, at_w = (op("mul", op("mul", v, d), LN2) for v, d in ((self.x, dx), (self.w, dw)))
         return dx, dw, k.value(at_x, "a"), k.value(op("neg", at_w), "a")
+
+
+def mirrored(k: Chunk, a: Var) -> Var:
+    """The gradient of p as it is on and below the diagonal, and above it as it is below."""
+    axes = tuple(k.b.axis(n, k.b.extent(n)) for n in "ij")
+    i, j = (k.b.let(x.name, t.Type((x,), "i32"), t.Iota(Const(0, "int"))) for x in axes)
+    back = k.b.let("back", t.Type(axes, k.b.type_of(a.name).dtype), t.Rename(k.turn(a).name))
+    with k.ordered(("i", "j")):
+        return k.value(op("where", op("le", j, i), a, back), "both")

@@ -30,6 +30,11 @@ MOST = 16
 Mode = Literal["makes", "stores", "weights", "loads"]
 
 
+def pair_of(n: int) -> str:
+    """The tensor of the gradient of the n-th weights."""
+    return f"pair_{n}"
+
+
 def kept_of(n: int) -> str:
     """The tensor that the n-th value is stored in."""
     return f"kept_{n}"

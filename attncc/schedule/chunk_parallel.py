@@ -1,7 +1,8 @@
-"""The backward of decaying states in three kernels, of which the last has a program for every chunk.
+"""The backward of decaying states in kernels of which the last have a program for every chunk.
 
     states      the states at every chunk's start, chunk after chunk
     adjoints    the gradients of the states behind every chunk, from the last chunk on, and of the first states
+    pairs       of weights under gates along channels: their gradients, mirrored
     gradients   each chunk by itself, between the two: the gradients of everything that its tokens read
 
 What the first two kernels store is in the inputs' element type where that has 16 bits, as factors of products are: a
@@ -19,9 +20,10 @@ from attncc.ir.nodes import Load
 from attncc.passes.chunk_form import OPEN, Held
 from attncc.schedule.adjoint import Adjoints
 from attncc.schedule.chunk import Forward
-from attncc.schedule.chunk_backward import B, Backward, H, Share, inside, place, start_of
+from attncc.schedule.chunk_backward import B, Backward, H, N, Share, inside, place, start_of
 from attncc.schedule.chunk_forward import BLOCK, blocks, carries, chunk_count, chunk_kernel, first_of_all, walk_kernel
-from attncc.schedule.chunk_kept import read_by
+from attncc.schedule.chunk_halves import mirrored
+from attncc.schedule.chunk_kept import pair_of, read_by
 from attncc.schedule.chunk_problem import Problem
 from attncc.tile import nodes as t
 
@@ -159,9 +161,47 @@ class _Gradients(_Chunks):
         return self.homes.get(load.tensor) if plain and self.count[load.tensor] == 1 else None
 
     def kernel(self, name: str, columns: Mapping[str, int]) -> t.Kernel:
-        k, f, held = self.k, self.f, self.p.form.states
-        f.kept.mode = "makes" if self.wanted & read_by(*self.p.near, *self.p.sums) else "loads"
+        self.f.kept.mode = "makes" if self.wanted & read_by(*self.p.near, *self.p.sums) else "loads"
         self.tag = f"{name.removeprefix('gradients_kernel')[1:]}_"
+        first, new, after, out = self.begin()
+        within = self.within(states=False, reads=True)
+        for n, v in enumerate(self.f.pairs):
+            if v.name in within.moving:
+                within.of[v.name] = self.pair(n, v)
+                within.given |= {v.name}
+        self.seed(within, new, after, out)
+        within.run()
+        self.store(within)
+        return chunk_kernel(name, self.f, first.name, columns)
+
+    def pairs(self) -> tuple[t.Kernel, tuple[t.Tensor, ...]]:
+        """The kernel of the gradients of weights, and where it stores them."""
+        k, f = self.k, self.f
+        f.kept.mode = "loads"
+        first, new, after, out = self.begin()
+        names = frozenset(v.name for v in f.pairs)
+        within = Adjoints(k, list(k.b.scope.statements), names)
+        within.ends = names
+        self.seed(within, new, after, out)
+        within.run()
+        dtype, chunk = self.p.variant.dtype, Const(f.count, "int")
+        for n, v in enumerate(f.pairs):
+            k.store(pair_of(n), f.kept.place(v), mirrored(k, within.of[v.name]), f.kept.guard(v), dtype)
+        shape = (B, H, N, chunk)
+        tensors = tuple(t.Tensor(pair_of(n), ("b", "h", "t", "w"), shape, dtype) for n in range(len(f.pairs)))
+        return chunk_kernel("pairs_kernel", f, first.name), tensors
+
+    def pair(self, n: int, v: Var) -> Var:
+        """The gradient of weights as it is stored."""
+        k, kept = self.k, self.f.kept
+        k.tensors[pair_of(n)] = None
+        type = replace(k.b.type_of(v.name), dtype=self.p.variant.dtype)
+        load = t.Load(pair_of(n), kept.place(v), k.b.lower(kept.guard(v)))
+        return k.cast(k.b.let("pair", type, load), k.real)
+
+    def begin(self) -> tuple[Var, tuple[Var, ...], tuple[Var, ...], Var]:
+        """(the first token, the states behind the chunk, their gradients, out over its rows)."""
+        k, f, held = self.k, self.f, self.p.form.states
         first = k.b.position("first")
         self.each = k.b.value(op("floordiv", first, f.count), "chunk")
         likes = f.initial()
@@ -169,11 +209,7 @@ class _Gradients(_Chunks):
         states = tuple(self.read(start_of(s.name), s, v, self.each) for s, v in zip(held, likes, strict=True))
         after = tuple(self.read(end_of(s.name), s, v, self.each) for s, v in zip(held, likes, strict=True))
         new, out = f.chunk(states)
-        within = self.within(states=False, reads=True)
-        self.seed(within, new, after, out)
-        within.run()
-        self.store(within)
-        return chunk_kernel(name, f, first.name, columns)
+        return first, new, after, out
 
 
 PART = 32
@@ -193,6 +229,14 @@ def groups(p: Problem) -> tuple[tuple[str, ...], ...]:
     for n in p.variant.gradients:
         found.setdefault(axes[n] if axes[n] in ("d", "e") else "", []).append(n)
     return tuple(map(tuple, found.values()))
+
+
+def pairs_kernel(p: Problem, reserved: tuple[str, ...]) -> tuple[tuple[t.Kernel, ...], tuple[t.Tensor, ...]]:
+    """The gradients of weights under gates along channels, for all that go back through them."""
+    if not p.halves or not read_by(*p.near) & set(p.variant.gradients):
+        return (), ()
+    kernel, tensors = _Gradients(p, Forward(p, reserved), {}, ()).pairs()
+    return (kernel,), tensors
 
 
 def gradients_kernels(

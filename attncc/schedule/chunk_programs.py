@@ -11,8 +11,8 @@ from attncc.passes.mistakes import NotCompiled
 from attncc.schedule.chunk import Forward
 from attncc.schedule.chunk_backward import chunks_kernel, collected, start_of, starts, states_kernel
 from attncc.schedule.chunk_forward import chunk_count, forward_kernel, kept_kernels, last_tensors, owns_kernel
-from attncc.schedule.chunk_kept import MOST, kept_of
-from attncc.schedule.chunk_parallel import adjoints_kernel, buffers, end_of, gradients_kernels
+from attncc.schedule.chunk_kept import MOST, kept_of, pair_of
+from attncc.schedule.chunk_parallel import adjoints_kernel, buffers, end_of, gradients_kernels, pairs_kernel
 from attncc.schedule.chunk_parallel import states_kernel as states_of_chunks
 from attncc.schedule.chunk_problem import Problem, problem
 from attncc.schedule.chunk_segments import counts, segmented, tensors
@@ -84,19 +84,21 @@ def _parallel(p: Problem) -> t.Program:
     homes = {n: gradient(p, n) for n in p.variant.gradients}
     states, (adjoints, early) = states_of_chunks(p, reserved), adjoints_kernel(p, reserved)
     gradients, late = gradients_kernels(p, reserved, homes)
+    pairs, whole = pairs_kernel(p, reserved)
     last = last_tensors(p, f.k.real)
     given = (*inputs(p), tensor(p, "out"), tensor(p, "d_out"), *(replace(x, name=f"d_{x.name}") for x in last))
     before, steps = _kept(p)
     steps += tuple(t.Alloc(x) for x in buffers(p, f))
     steps += (t.Launch(states.name), *(t.Alloc(s.buffer) for s in early), t.Launch(adjoints.name))
-    steps += (*(t.Alloc(s.buffer) for s in late), *(t.Launch(x.name) for x in gradients))
+    steps += (*(t.Alloc(x) for x in whole), *(t.Alloc(s.buffer) for s in late))
+    steps += tuple(t.Launch(x.name) for x in (*pairs, *gradients))
     for name in p.variant.gradients:
         steps += collected(p, name, (*early, *late), homes[name], f.k.real)
     outputs = tuple(f"d_{n}" for n in p.variant.gradients)
-    return t.Program("backward", given, scalars(p), (*before, states, adjoints, *gradients), steps, outputs)
+    return t.Program("backward", given, scalars(p), (*before, states, adjoints, *pairs, *gradients), steps, outputs)
 
 
 def _reserved(p: Problem) -> tuple[str, ...]:
     names = (*ROLES, "out", *(x.name for x in p.spec.params))
     kept = (x for s in p.form.states for x in (start_of(s.name), end_of(s.name), f"d_{last_of(s.name)}"))
-    return (*kept, *(f"d_{n}" for n in names), *(kept_of(n) for n in range(MOST)))
+    return (*kept, *(f"d_{n}" for n in names), *(n(x) for x in range(MOST) for n in (kept_of, pair_of)))
