@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from attncc.expr.build import op
+from attncc.expr.build import ivar, op
 from attncc.expr.nodes import Const, Expr, Var
 from attncc.passes.chunk_form import OPEN, Gate
 from attncc.schedule.chunk_values import Chunk
 from attncc.tile import nodes as t
 
 LOG2E = math.log2(math.e)
+N = ivar("N")
 NEVER = Const(float("-inf"), "real")
 ZERO, ONE = Const(0.0, "real"), Const(1.0, "real")
 
@@ -118,12 +119,13 @@ class Maker:
             nothing = op("lt", gate.linear, least)
             log = op("add", log, op("log2", op("where", nothing, ONE, gate.linear)))
         one = k.over(k.value(op("where", k.live, log, ZERO), "gate"), *names)
-        parts = ((self.along or self.sums)(one),) if along else self.in_parts(one)
+        level = () if along else self.level(log)
+        parts = ((self.along or self.sums)(one),) if along else level or self.in_parts(one)
         zeros = None
         if nothing is not None:
             here = k.over(k.value(op("where", k.live, op("where", nothing, ONE, ZERO), ZERO), "nothing"), *names)
             rest = ONE if gate.log is ZERO else self.power(self.floor(gate.log), "a gate of at most 1")
-            zeros = self.zeros(here, op("mul", gate.linear, rest), names)
+            zeros = self.zeros(here, op("mul", gate.linear, rest), names, op("where", nothing, ONE, ZERO))
         found = Gates(parts, along, zeros)
         self.made["gates", gate, along] = found
         return found
@@ -142,16 +144,35 @@ class Maker:
         whole = self.fixed(self.k.value(op("real", op("floor", op("add", one, 0.5))), "whole"))
         return self.sums(whole), self.sums(self.k.value(op("sub", one, whole), "part"))
 
+    def level(self, log: Expr) -> tuple[Sums, ...]:
+        """The running sums of a value that all tokens share, in the same parts: nothing where they do not."""
+        one = self.k.value(log, "gate")
+        if self.k.b.type_of(one.name).names() or self.k.stateless:
+            return ()
+        whole = self.fixed(self.k.value(op("real", op("floor", op("add", one, 0.5))), "whole"))
+        return self.times(whole), self.times(self.k.value(op("sub", one, whole), "part"))
+
+    def times(self, one: Var) -> Sums:
+        """The running sums of a number that every token of the chunk has."""
+        k = self.k
+        there = op("sub", N, k.first)
+        i = k.b.let("i", t.Type((k.b.axis("i", k.b.extent("i")),), "i32"), t.Iota(Const(0, "int")))
+        after, before = (op("min", op("add", i, n), there) if n else op("min", i, there) for n in (1, 0))
+        counts = zip((after, before, op("min", k.b.extent("i"), there)), ("upto", "before", "last"), strict=True)
+        return Sums(*(k.value(op("mul", one, op("real", n)), hint) for n, hint in counts))
+
     def fixed(self, v: Var) -> Var:
         """A value that gradients hold fixed."""
         self.k.still.add(v.name)
         return v
 
-    def zeros(self, here: Var, gate: Expr, names: tuple[str, ...]) -> Zeros:
+    def zeros(self, here: Var, gate: Expr, names: tuple[str, ...], nothing: Expr) -> Zeros:
         """Where gates are nothing."""
         k = self.k
+        every, each = k.value(gate, "own"), k.value(nothing, "nothing")
+        if not k.b.type_of(each.name).names() and not k.stateless:
+            return Zeros(self.times(each), every, every, every)
         count = self.sums(here)
-        every = k.value(gate, "own")
         if "i" not in k.b.type_of(every.name).names():
             return Zeros(count, every, every, every)
         own = k.over(k.value(op("where", op("lt", 0.0, here), gate, ZERO), "own"), *names)
