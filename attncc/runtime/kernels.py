@@ -107,7 +107,7 @@ def compile_one(function: Any, order: Order, capability: int) -> Binary:
     """One kernel through Triton's stages to a cubin."""
     from triton.backends.compiler import GPUTarget
 
-    from attncc.runtime.assemble import assemble, assembled_well, fits, mistaken
+    from attncc.runtime.assemble import assemble, assembled_well, fits
 
     signature = {name: kind for name, kind, _ in order.args}
     attrs = {(at,): [["tt.divisibility", by]] for at, (_, _, by) in enumerate(order.args) if by > 1}
@@ -121,8 +121,6 @@ def compile_one(function: Any, order: Order, capability: int) -> Binary:
         if order.partitioned:
             asm["ptx"] = arrive_by_warp(asm["ptx"])
             asm["cubin"], said = assemble(asm["ptx"], capability)
-        elif mistaken(asm["ptx"], capability):
-            asm["cubin"], _ = assemble(asm["ptx"], capability, sure=True)
     except Exception as e:
         first = str(e).strip().splitlines()
         raise KernelFailed(
@@ -174,6 +172,8 @@ def _stages(source: Any, target: Any, options: dict[str, Any]) -> tuple[dict[str
     from triton._C.libtriton import ir
     from triton.compiler.compiler import make_backend
 
+    from attncc.runtime.assemble import assemble, mistaken
+
     backend = make_backend(target)
     parsed = backend.parse_options({**options, **source.parse_options()})
     context = ir.context()
@@ -190,6 +190,9 @@ def _stages(source: Any, target: Any, options: dict[str, Any]) -> tuple[dict[str
     if source.language.name == "GLUON":
         del stages["cubin"]
     for name, stage in stages.items():
+        if name == "cubin" and mistaken(asm["ptx"], target.arch):
+            asm[name], _ = assemble(asm["ptx"], target.arch, sure=True)
+            continue
         module = stage(module, meta)
         asm[name] = module if isinstance(module, bytes) else str(module)
     return asm, meta
