@@ -255,12 +255,10 @@ class Body(Memory):
     def _decode(self, first: GridAxis, others: Sequence[GridAxis], ahead: int) -> None:
         """The place's number as positions along the grid's axes."""
         if ahead:
-            self.w.line(f"most = gl.minimum(gl.cdiv({ahead} * gl.num_programs(0), tiles), others)")
-            self.w.line("group_begin = place // (tiles * most) * most")
-            self.w.line("group_size = gl.minimum(most, others - group_begin)")
-            self.w.line("number = place - group_begin * tiles")
-            self.w.line("work_tile = number // group_size")
-            self.w.line("rest = group_begin + number % group_size")
+            self.w.line(f"last = gl.minimum(gl.cdiv({ahead} * gl.num_programs(0), tiles), others)")
+            self.w.line("number = place - (others - last) * tiles")
+            self.w.line("work_tile = gl.where(number < 0, place % tiles, number // last)")
+            self.w.line("rest = gl.where(number < 0, place // tiles, others - last + number % last)")
         else:
             self.w.line("work_tile = place % tiles")
             self.w.line("rest = place // tiles")

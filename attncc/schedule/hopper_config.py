@@ -37,8 +37,8 @@ class HopperForward:
     """The product of the turn before is awaited ahead of the exponentials: with `rounded` weights, fewer registers."""
     resident: bool = True
     """Where there is room, a program stays on its multiprocessor and works at one place of the grid after another."""
-    ahead: int = 2
-    """Where walks are of different lengths: places for every program among which the long walks come first."""
+    ahead: int = 0
+    """Where walks are of different lengths: the last places, so many for every program, begin with the long walks."""
     turns: bool = False
     """Consumers take turns to issue their products, so that one's exponentials run under the other's products."""
 
@@ -70,7 +70,7 @@ def forward_plan(widest: int, demand: Demand, short: bool = False) -> HopperForw
     """
     found = HopperForward(rounded=True)
     if widest <= 64 and not short:
-        found = HopperForward(consumers=3, depth=3, registers=160, rounded=True, early=True, turns=True)
+        found = HopperForward(consumers=3, depth=4, registers=160, rounded=True, early=True, turns=True)
     elif widest > 128:
         found = HopperForward(keys=64)
     return changed(found, FORWARD.get(class_of(widest, demand), ""))
@@ -111,8 +111,8 @@ class HopperBackward:
     """What waits in registers for dP: the weights, or the product that all else is computed from again."""
     resident: bool = True
     """Where there is room, a program stays on its multiprocessor and works at one place of the grid after another."""
-    ahead: int = 2
-    """Where walks are of different lengths: places for every program among which the long walks come first."""
+    ahead: int = 0
+    """Where walks are of different lengths: the last places, so many for every program, begin with the long walks."""
     registers: int = 240
     """Of a consumer's thread; the producer's keeps `spare`."""
     spare: int = 24
@@ -135,7 +135,8 @@ def _backward_plan(D: int, E: int, demand: Demand, crowded: bool, plain: bool) -
     crowded = crowded or hold == "product" or demand.reads_pairs
     calm = crowded or demand.reads_rows
     if max(D, E) > 64:
-        return HopperBackward(share="columns" if D > 64 else "keys", hold=hold, calm=calm)
+        share: Literal["columns", "keys"] = "columns" if D > 64 else "keys"
+        return HopperBackward(share=share, hold=hold, calm=calm, resident=hold == "weights")
     if crowded:
-        return HopperBackward(share="keys", hold=hold, ahead=0)
-    return HopperBackward(rows=128, share="rows", started=True, calm=calm, ahead=0)
+        return HopperBackward(share="keys", hold=hold, resident=hold == "weights")
+    return HopperBackward(rows=128, share="rows", started=True, calm=calm)

@@ -355,8 +355,8 @@ class Work:
     a program's places are as far apart as there are programs. With them it takes the next place that no program has:
     the one partition that is `taking` does so at the end of each turn, and passes the place on to the others.
 
-    With `ahead`, elements of the other axes are taken in groups that have at least so many places for every program;
-    in a group the first axis varies slowest, so that its first tiles, the heavy ones, come first for all.
+    With `ahead`, the last elements of the other axes, which have at least so many places for every program, are taken
+    together: there the first axis varies slowest, so that its first tiles, the heavy ones, come first for all.
     """
 
     claims: Claims | None = None
