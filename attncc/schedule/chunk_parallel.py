@@ -16,8 +16,9 @@ from dataclasses import replace
 
 from attncc.expr.build import ivar, op
 from attncc.expr.nodes import Const, Expr, Var
+from attncc.ir.free import free
 from attncc.ir.nodes import Load
-from attncc.passes.chunk_form import OPEN, Held
+from attncc.passes.chunk_form import Gate, Held
 from attncc.schedule.adjoint import Adjoints
 from attncc.schedule.chunk import Forward
 from attncc.schedule.chunk_backward import B, Backward, H, N, Share, inside, place, start_of
@@ -215,13 +216,18 @@ class _Gradients(_Chunks):
 PART = 32
 """Channels of a program, where weights under gates along channels go back level by level."""
 UNDIVIDED, UNGATED = 64, 128
-"""Channels up to which one kernel computes all gradients of a chunk, and if no state has a gate. A kernel for each axis
-reads most inputs once more, but keeps less in registers."""
+"""Channels up to which one kernel computes all gradients of a chunk, and if tokens have no gates of their own. A kernel
+for each axis reads most inputs once more, but keeps less in registers."""
+
+
+def of_tokens(gate: Gate) -> bool:
+    """Whether a gate differs from token to token."""
+    return ivar("i") in free(gate.log) | free(gate.linear)
 
 
 def groups(p: Problem) -> tuple[tuple[str, ...], ...]:
     """The inputs whose gradients one kernel computes: those along one axis together, where there are many channels."""
-    gated = any(s.gate != OPEN or s.beside != OPEN or s.scale for s in p.form.states)
+    gated = any(s.scale or of_tokens(s.gate) or of_tokens(s.beside) for s in p.form.states)
     if max(p.variant.D, p.variant.E) <= (UNDIVIDED if gated or p.variant.capability < 90 else UNGATED):
         return (p.variant.gradients,)
     axes = {"q": "d", "k": "d", "v": "e"} | {x.name: x.axes[-1].index if x.axes else "" for x in p.spec.params}
