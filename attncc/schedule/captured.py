@@ -7,8 +7,8 @@ A read x[index] of the score gets dS * (d score / d x) at every pair. The indice
     j alone           the column sum of the dK/dV kernel, one number per (b, h, key)
     both              an addition at the read's own index, in memory; where sums have one order, a number per pair
 
-A table by offset that stays the same beyond some offsets (see attncc.schedule.nearby) is read as several: on either
-side a row sum of the pairs there, and between, sums of diagonals, a number per offset and tile of rows.
+A table by offset that has one index beyond some offsets (see attncc.schedule.nearby) is summed by diagonals: a number
+per offset and tile of rows. With more indices beyond them, every pair of every tile would have to be compared.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Place = Literal["tile", "row", "key", "pair", "diagonal"]
 class Capture:
     """One read and its share of the gradient. `factor` = d score / d x (of z: d z / d x); `buffer` collects it.
 
-    Of a table by offset, `at` is the index that a sum belongs to, or `near` says which offsets are told apart.
+    Of a table by offset, `near` says which offsets are told apart.
     """
 
     load: Load
@@ -41,7 +41,6 @@ class Capture:
     place: Place
     of_z: bool
     buffer: str
-    at: tuple[Expr, ...] | None = None
     near: Nearby | None = None
 
 
@@ -57,23 +56,17 @@ def captures(p: Problem) -> tuple[Capture, ...]:
         for load, factor in zip(loads, gradients(root, loads), strict=True):
             if factor is not ZERO and not (root is p.attend.score and _cancels(p, load, factor)):
                 name = f"d_{load.tensor}_{'z' if of_z else 's'}{len(out)}"
-                out += _by_distance(p, Capture(load, factor, _place(load), of_z, name))
+                out.append(_by_distance(p, Capture(load, factor, _place(load), of_z, name)))
     return tuple(out)
 
 
-def _by_distance(p: Problem, c: Capture) -> tuple[Capture, ...]:
-    """A read of a table by offset as what it is near the diagonal and far from it, where that is known."""
+def _by_distance(p: Problem, c: Capture) -> Capture:
+    """A read of a table by offset as sums of the diagonals that it tells apart, where these are known and enough."""
     table = next((x for x in p.attend.tables if x.name == c.load.tensor), None)
     if table is None or p.variant.target == "torch":
-        return (c,)
+        return c
     near = nearby(table, p.by_row, balanced(p) and not varies(c.factor))
-    if near is None:
-        return (c,)
-    found = [replace(c, place="diagonal", near=near)]
-    for n, (pairs, at) in enumerate(near.beyond):
-        factor = op("where", pairs, c.factor, ZERO)
-        found.append(replace(c, factor=factor, place="tile", buffer=f"{c.buffer}_{n}", at=at, near=near))
-    return tuple(found)
+    return c if near is None or near.beyond else replace(c, place="diagonal", near=near)
 
 
 def balanced(p: Problem) -> bool:
@@ -181,7 +174,7 @@ def collect(c: Capture, p: Problem, source: t.Tensor, out: t.Tensor, add: bool) 
     table = next((x for x in p.attend.tables if x.name == c.load.tensor), None)
     index = table.index if table is not None else c.load.index
     if table is not None and c.near is not None:
-        index = c.at or index_of(table, _offset(c.near, diagonal_tiles(p.variant).rows))
+        index = index_of(table, _offset(c.near, diagonal_tiles(p.variant).rows))
     if c.place == "pair" and table is None and not apart(c, p):
         index = tuple(ivar(a) for a in source.axes)
     shift = op("sub", N, M)

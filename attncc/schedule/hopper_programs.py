@@ -30,13 +30,12 @@ from attncc.tile.dialect import works
 
 
 def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward | None = None) -> t.Program | str:
-    """The partitioned backward, or why there is none. Captures by row or by pair, and those of pairs far from the
-    diagonal, for whose comparisons it has no registers, get a plain kernel beside it.
+    """The partitioned backward, or why there is none. Captures by row or by pair get a plain kernel beside it.
 
     So does dQ where every sum is added up in one order: the partitioned kernels of all keys add to it as they come.
     """
     demand, wanted, found = plain.demand(p), p.variant.gradients, captures(p)
-    inside = tuple(c for c in found if c.place in ("key", "tile") and not c.of_z and c.near is None)
+    inside = tuple(c for c in found if c.place in ("key", "tile") and not c.of_z)
     positions = bool({i, j} & set(walk(substitute(p.attend.score, {p.attend.product: ZERO}))))
     crowded = positions or bool(inside) or len(p.by_key.alternatives) > 1
     default = backward_plan(p.variant.D, p.variant.E, demand, crowded, p.exponential)
@@ -45,8 +44,7 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
     if refused:
         return refused
     of_z = tuple(c for c in found if c.of_z)
-    far = tuple(c for c in found if c.place == "tile" and c.near is not None)
-    beside = (*(c for c in found if c.place in ("row", "pair") and not c.of_z), *far)
+    beside = tuple(c for c in found if c.place in ("row", "pair") and not c.of_z)
     tiles = plain.plain_plan(p)
     apart = p.variant.ordered and "q" in wanted
     summed = frozenset(wanted) & {"q", "k", "v"} - ({"q"} if apart else set())
@@ -86,7 +84,7 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
 
 def _buffer(c: Capture, p: Problem, how: HopperBackward, rows: int) -> t.Tensor:
     """The tensor a capture's share is collected in: one number per consumer where no index is left."""
-    if c.place != "tile" or c.of_z or c.near is not None:
+    if c.place != "tile" or c.of_z:
         return buffer(c, p, how.rows if c.of_z else rows)
     programs = op("floordiv", op("add", N, 2 * KEYS - 1), 2 * KEYS)
     return t.Tensor(c.buffer, ("b", "h", "t", "x"), (B, H, programs, Const(2, "int")), p.real)

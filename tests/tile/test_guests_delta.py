@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from attncc.expr.build import ivar
@@ -52,12 +52,14 @@ def test_chunks_agree_with_the_recurrence(n: int, expanded: bool) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 70), st.sampled_from([2, 4, 8, 32]), st.integers(0, 1000))
+@example(41, 32, 805)
 def test_any_length_and_chunk(n: int, chunk: int, seed: int) -> None:
     p, x = expand(program(Plan(D=8, E=8, chunk=chunk, columns=8))), inputs(1, 1, n, 8, 8, seed)
     report = run_program(p, x, {"scale": 1.0}, seed=seed)
     out, state = recurrence(x, 1.0)
-    np.testing.assert_allclose(report.outputs["out"], out, rtol=0, atol=1e-4)
-    np.testing.assert_allclose(report.outputs["state"], state, rtol=0, atol=1e-4)
+    for name, wanted in (("out", out), ("state", state)):  # states grow where keys are no unit vectors
+        largest = max(1.0, float(np.abs(wanted).max(initial=0.0)))
+        np.testing.assert_allclose(report.outputs[name], wanted, rtol=0, atol=2e-5 * largest)
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])

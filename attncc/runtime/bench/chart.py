@@ -31,7 +31,7 @@ def draw(rows: Sequence[Measured], title: str, path: str | os.PathLike[str]) -> 
         ax.set_title(f"{w}, TFLOP/s", fontsize=10)
         ax.set_yticks(range(len(rows)), [m.row.label for m in rows], fontsize=8)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.margins(x=0.08)
+        ax.margins(x=0.08, y=0.01)
     axes[0].invert_yaxis()
     axes[-1].legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.suptitle(title, fontsize=9)
