@@ -22,7 +22,7 @@ from attncc.passes.simplify import scale
 from attncc.passes.stream import LOG2E
 from attncc.schedule.captured import Capture, split_coefficient
 from attncc.schedule.hopper_backward_places import INT, KEYS, Places, State
-from attncc.schedule.hopper_backward_rows import factor_of_k, sums_of
+from attncc.schedule.hopper_backward_rows import factor_of_ds, sums_of
 from attncc.schedule.hopper_backward_stream import affine, packed
 from attncc.schedule.hopper_backward_turns import NONE
 from attncc.schedule.hopper_config import HopperBackward
@@ -363,7 +363,7 @@ class _Keys(Places):
             return
         through = self.out_tile
         if tensor == "d_k":
-            value = scaled(k, value, factor_of_k(self.p), "dk")
+            value = scaled(k, value, factor_of_ds(self.p), "dk")
             k.b.add(t.CopyWait(0))
             through = self.out_tile if self.d.extent == self.e.extent else self.dk_tile
         elif self.resident:

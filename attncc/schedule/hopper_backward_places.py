@@ -9,8 +9,7 @@ which add to dK and dV: programs that start together read the same rows.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
 from functools import partial
 
 from attncc.expr.build import op
@@ -20,7 +19,7 @@ from attncc.schedule.config import Tiles
 from attncc.schedule.hopper_backward_stream import StagedStream, affine, packed, whole
 from attncc.schedule.hopper_backward_turns import NONE, Walk, walk_of
 from attncc.schedule.hopper_config import ROOM, HopperBackward
-from attncc.schedule.partitions import WARPS, Ring, claims, counter, ring
+from attncc.schedule.partitions import WARPS, Resident, Ring, claims, counter, ring
 from attncc.schedule.ranges import Cut, Rows, uneven, visits
 from attncc.schedule.stream import G, Guards, H, M, N, Problem, g, h
 from attncc.schedule.stream_backward import key_grid
@@ -34,7 +33,7 @@ State = tuple[Var, ...]
 """dK, dV, then the rows (and head) of the turn before where dQ lags, then the sums of captures."""
 
 
-class Places(ABC):
+class Places(Resident):
     """The kernel under construction, but for what its partitions do at a place."""
 
     @abstractmethod
@@ -47,7 +46,7 @@ class Places(ABC):
 
     def __init__(self, p: Problem, plan: HopperBackward, wanted: frozenset[str], found: tuple[Capture, ...]) -> None:
         self.p, self.plan, self.wanted, self.found = p, plan, wanted, found
-        self.k = StagedStream(p, ("j", "i"))
+        self.k: StagedStream = StagedStream(p, ("j", "i"))
         self.k.split = {"d": whole(p.variant.D), "e": whole(p.variant.E)}
         self.k.b.reserve((p.own("statistics"), p.own("d_q_sum")))
         self.started = plan.started and affine(p) is not None
@@ -55,6 +54,7 @@ class Places(ABC):
         self.needs_s = self.needs_ds or "v" in wanted
         self.exchanged = "q" in wanted
         self.apart = each_head_apart(p)
+        self.ahead = plan.ahead if uneven(p.by_key, "j") else 0
 
     def kernel(self) -> t.Kernel:
         p, k = self.p, self.k
@@ -65,10 +65,10 @@ class Places(ABC):
         self.d, self.e = (k.pieces(x)[0][2] for x in "de")
         self.resident = self.plan.resident and self._room()
         if not self.resident:
-            self._place()
+            self.place()
         self._memory()
-        parts = [self._partition(f"consumer{c}", 4, self.plan.registers, partial(self.consume, c)) for c in range(2)]
-        parts.append(self._partition("producer", 1, self.plan.spare, self.feed))
+        parts = [self.partition(f"consumer{c}", 4, self.plan.registers, partial(self.consume, c)) for c in range(2)]
+        parts.append(self.partition("producer", 1, self.plan.spare, self.feed))
         k.b.add(t.Partitions(tuple(parts)))
         if self.resident:
             self.seen(counter(p).name)
@@ -76,7 +76,7 @@ class Places(ABC):
         grid = key_grid(p, Tiles(self.plan.rows, 2 * KEYS, config), "h" if self.apart else "g")
         return t.Kernel("keys_kernel", grid, tuple(k.tensors), k.scalars(), k.body(), config)
 
-    def _place(self) -> None:
+    def place(self) -> None:
         """The program's place in the grid, and the tiles it walks there."""
         p, k = self.p, self.k
         k.place(self.j0.name, "h" if self.apart else "g", "b")
@@ -89,32 +89,6 @@ class Places(ABC):
             k.b.bindings[h] = self.head(NONE)
         seen = visits(k.b, p.by_key, Rows("j", self.j0, last, own, "j", p.rising), Cut(self.plan.rows, M, k.shift))
         self.walk: Walk = walk_of(k.b, seen, op("lt", N, op("add", self.j0, 2 * KEYS)))
-
-    def _partition(self, name: str, warps: int, registers: int, body: Callable[[], Expr]) -> t.Partition:
-        """The code of some warps at one place, or at every place of a resident program; `body` ends at a turn."""
-        k = self.k
-        self.item: Expr = NONE
-        self.before: Expr = NONE
-        with k.b.partition() as scope:
-            if self.resident:
-                taken = k.b.let("taken", INT, t.Full(NONE), "turns at the places before")
-
-                def place(item: Var, state: State) -> State:
-                    self.item, self.before = item, state[0]
-                    self._place()
-                    return (k.b.value(op("add", self.before, body()), "taken"),)
-
-                work = t.Work(self.claims, warps == 1, self.plan.ahead if uneven(self.p.by_key, "j") else 0)
-                k.loop(work, "item", "", (taken,), place, "the places of this program", 1, "asc")
-                if warps > 1:
-                    k.b.add(t.CopyWait(0))
-            else:
-                body()
-        return t.Partition(name, warps, registers, tuple(scope.statements))
-
-    def at(self, n: Expr) -> Expr:
-        """Turn `n` of this place, counted from the program's first."""
-        return op("add", self.before, n)
 
     def _room(self) -> bool:
         """Whether dK and dV may leave through shared memory of their own."""
@@ -158,7 +132,7 @@ class Places(ABC):
         if "k" in self.wanted and self.d.extent != self.e.extent and not self.apart:
             self.dk_tile = self._buffer("dk_tile", (keys, self.d), 2)
         if self.resident:
-            self.claims: t.Claims = claims(k.b, self.p, 2)
+            self.claims = claims(k.b, self.p, 2)
 
     def _owned(self) -> None:
         """The barriers of the program's own keys and values."""

@@ -69,9 +69,22 @@ def key_sums(p: Problem, tensor: str) -> t.Tensor:
     return t.Tensor(sums_of(p, tensor), ("b", "g", "j", prefix), (B, G, N, Const(size, "int")), p.real)
 
 
-def factor_of_k(p: Problem) -> Expr | None:
-    """What dS Q is multiplied by."""
+def factor_of_ds(p: Problem) -> Expr | None:
+    """What products with dS are multiplied by, dQ and dK alike."""
     return split_coefficient(derivative(p.attend.score, p.attend.product))[0]
+
+
+def _cast(k: Stream, out: str, source: str, prefix: str, at: tuple[Expr, ...], guard: Expr, hint: str) -> None:
+    """A gradient from its float32 sum; `at` are the indices before the channel."""
+    axis = "i" if out == "d_q" else "j"
+    factor = None if out == "d_v" else factor_of_ds(k.p)
+    k.tensors[source] = None
+    parts = []
+    for c, real, channels in k.pieces(prefix):
+        type = t.Type((*k.b.over(axis).axes, channels), k.p.real)
+        total = k.b.let(hint, type, t.Load(source, (*at, c), op("and", guard, real)))
+        parts.append(scaled(k, total, factor, hint))
+    k.store_matrix(out, prefix, at[:-1], at[-1], guard, tuple(parts))
 
 
 def cast_keys_kernel(p: Problem, wanted: tuple[str, ...]) -> t.Kernel:
@@ -81,17 +94,9 @@ def cast_keys_kernel(p: Problem, wanted: tuple[str, ...]) -> t.Kernel:
     j0 = Var(p.own("j0"), "int")
     k.start(j0.name, "g", "b")
     k.keys(j0, tiles.keys)
-    own = op("lt", k.key, N)
     for name, prefix in (("d_k", "d"), ("d_v", "e")):
-        if name.removeprefix("d_") not in wanted:
-            continue
-        source, parts = sums_of(p, name), []
-        k.tensors[source] = None
-        for c, real, axis in k.pieces(prefix):
-            type = t.Type((*k.b.over("j").axes, axis), p.real)
-            total = k.b.let(name, type, t.Load(source, (b, g, k.key, c), op("and", own, real)))
-            parts.append(scaled(k, total, factor_of_k(p), name) if name == "d_k" else total)
-        k.store_matrix(name, prefix, (b, g), k.key, own, tuple(parts))
+        if name.removeprefix("d_") in wanted:
+            _cast(k, name, sums_of(p, name), prefix, (b, g, k.key), op("lt", k.key, N), name)
     return t.Kernel("cast_keys_kernel", key_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
 
 
@@ -100,13 +105,5 @@ def cast_kernel(p: Problem) -> t.Kernel:
     k = Stream(p, ("i", "j"))
     tiles = Tiles(64, 16, t.Config(warps=4, stages=1))
     row_program(k, tiles)
-    source, guard = p.own("d_q_sum"), k.guards.row
-    k.tensors[source] = None
-    factor = split_coefficient(derivative(p.attend.score, p.attend.product))[0]
-    parts = []
-    for c, real, axis in k.pieces("d"):
-        type = t.Type((*k.b.over("i").axes, axis), p.real)
-        total = k.b.let("dq", type, t.Load(source, (b, h, k.row, c), op("and", guard, real)))
-        parts.append(scaled(k, total, factor, "dq"))
-    k.store_matrix("d_q", "d", (b, h), k.row, guard, tuple(parts))
+    _cast(k, "d_q", p.own("d_q_sum"), "d", (b, h, k.row), k.guards.row, "dq")
     return t.Kernel("cast_kernel", row_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)

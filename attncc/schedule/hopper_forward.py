@@ -26,7 +26,20 @@ from attncc.ir.nodes import Load
 from attncc.schedule.config import Tiles
 from attncc.schedule.hopper_config import ROOM, HopperForward
 from attncc.schedule.masks import ends_inside
-from attncc.schedule.partitions import WARPS, ZERO, Buffers, Ring, Turns, buffers, claims, counter, parity, ring, turns
+from attncc.schedule.partitions import (
+    WARPS,
+    ZERO,
+    Buffers,
+    Resident,
+    Ring,
+    Turns,
+    buffers,
+    claims,
+    counter,
+    parity,
+    ring,
+    turns,
+)
 from attncc.schedule.ranges import Cut, Rows, uneven, visits
 from attncc.schedule.stream import Guards, M, N, Problem, Stream, b, h
 from attncc.schedule.stream_forward import finish, initial_statistics, online, row_grid
@@ -42,7 +55,7 @@ def partitioned_forward(p: Problem, plan: HopperForward) -> t.Kernel:
     return _Forward(p, plan).kernel()
 
 
-class _Forward:
+class _Forward(Resident):
     """The kernel under construction."""
 
     def __init__(self, p: Problem, plan: HopperForward) -> None:
@@ -50,6 +63,7 @@ class _Forward:
         self.k = Stream(p, ("i", "j"))
         self.tile = plan.rows * plan.consumers
         self.resident = plan.resident and self._room()
+        self.ahead = plan.ahead if uneven(p.by_row, "i") else 0
         reads = [x for x in walk(p.attend.score) if isinstance(x, Load) and x.tensor not in ("q", "k")]
         self.by_key = any("j" in free_vars(e) for x in reads for e in x.index)
         n = p.attend.normaliser
@@ -63,11 +77,11 @@ class _Forward:
         self.r0 = Var(self.p.own("i0"), "int")
         k.start()
         if not self.resident:
-            self._place()
+            self.place()
         self._memory()
         consumers = [partial(self._consumer, c) for c in range(plan.consumers)]
-        parts = [self._partition(f"consumer{n}", 4, plan.registers, body) for n, body in enumerate(consumers)]
-        parts.append(self._partition("producer", 1, plan.spare, self._producer))
+        parts = [self.partition(f"consumer{n}", 4, plan.registers, body) for n, body in enumerate(consumers)]
+        parts.append(self.partition("producer", 1, plan.spare, self._producer))
         k.b.add(t.Partitions(tuple(parts)))
         for name in ("q", "k", "v", "out", *((counter(self.p).name,) if self.resident else ())):
             k.tensors[name] = None
@@ -75,38 +89,11 @@ class _Forward:
         config = Config(4, 1, plan.entry)
         return t.Kernel("forward_kernel", grid, tuple(k.tensors), k.scalars(), k.body(), config)
 
-    def _place(self) -> None:
+    def place(self) -> None:
         """The program's place in the grid, and the turns it takes there."""
         k = self.k
         k.place(self.r0.name, "h", "b")
         self.turns: Turns = turns(k.b, visits(k.b, self.p.by_row, self._rows(), Cut(self.plan.keys, N, ZERO)))
-
-    def _partition(self, name: str, warps: int, registers: int, body: Callable[[], None]) -> t.Partition:
-        """The code of some warps at one place, or at every place of a resident program."""
-        k = self.k
-        self.item: Expr = ZERO
-        self.before: Expr = ZERO
-        with k.b.partition() as scope:
-            if self.resident:
-                taken = k.b.let("taken", t.Type((), "i32"), t.Full(ZERO), "turns at the places before")
-
-                def place(item: Var, state: State) -> State:
-                    self.item, self.before = item, state[0]
-                    self._place()
-                    body()
-                    return (k.b.value(op("add", self.before, self.turns.total), "taken"),)
-
-                work = t.Work(self.claims, warps == 1, self.plan.ahead if uneven(self.p.by_row, "i") else 0)
-                k.loop(work, "item", "", (taken,), place, "the places of this program", 1, "asc")
-                if warps > 1 and self.out is not None:
-                    k.b.add(t.CopyWait(0))
-            else:
-                body()
-        return t.Partition(name, warps, registers, tuple(scope.statements))
-
-    def _at(self, n: Expr) -> Expr:
-        """Turn `n` of this place, counted from the program's first."""
-        return op("add", self.before, n)
 
     def _rows(self) -> Rows:
         """The program's rows, as the bounds see them: in a vector, where they must, of a power of two."""
@@ -135,11 +122,11 @@ class _Forward:
             k.b.add(t.AllocBar(self.turn, c, WARPS))
             k.b.add(t.BarArrive(t.Bar(self.turn, ZERO), WARPS))
         if self.resident:
-            self.claims: t.Claims = claims(k.b, self.p, c)
+            self.claims = claims(k.b, self.p, c)
 
     # --- the producer
 
-    def _producer(self) -> None:
+    def _producer(self) -> Expr:
         k, plan = self.k, self.plan
         _, phase = self.q_ring.at(k.b, self.item)
         first = t.Bar(self.q_ring.full, ZERO)
@@ -155,13 +142,14 @@ class _Forward:
             k.b.add(t.Yield(()))
         count = t.Count(ZERO, self.turns.total)
         k.b.add(t.For(n.name, count, (), tuple(loop.statements), order="asc", note="tiles, in turn"))
+        return self.turns.total
 
     def _fill(self, ring: Ring, into: Buffers, tensor: str, prefix: str, n: Expr, row: Expr, later: int = 0) -> None:
         """Begins to fill the slot of turn `n`, once the turn `later` than its last use has ended."""
         k = self.k
-        slot, phase = ring.at(k.b, self._at(n))
+        slot, phase = ring.at(k.b, self.at(n))
         full = t.Bar(ring.full, slot)
-        freed, since = ring.at(k.b, self._at(op("add", n, later))) if later else (slot, phase)
+        freed, since = ring.at(k.b, self.at(op("add", n, later))) if later else (slot, phase)
         k.b.add(t.BarWait(t.Bar(ring.empty, freed), op("sub", 1, since)))
         k.b.add(t.BarExpect(full, self._bytes(prefix, self.plan.keys)))
         self._copy(into, tensor, prefix, (b, k.kv_head(), row), slot, full)
@@ -176,7 +164,7 @@ class _Forward:
 
     # --- a consumer
 
-    def _consumer(self, c: int) -> None:
+    def _consumer(self, c: int) -> Expr:
         k, plan = self.k, self.plan
         self.c = c
         k.rows(k.b.value(op("add", self.r0, c * plan.rows), "r0") if c else self.r0, plan.rows)
@@ -188,6 +176,7 @@ class _Forward:
             state = (*(m, l, l)[: self.stats], *acc)
         k.b.add(t.BarWait(t.Bar(self.q_ring.full, ZERO), self.q_ring.at(k.b, self.item)[1]))
         self._walk(state)
+        return self.turns.total
 
     def _walk(self, state: State) -> None:
         """All turns, masked ones first, and the end."""
@@ -211,10 +200,10 @@ class _Forward:
 
     def _turn(self, n: Expr, masked: bool, state: State) -> State:
         k, first = self.k, isinstance(n, Const)
-        slot, phase = self.k_ring.at(k.b, self._at(n))
+        slot, phase = self.k_ring.at(k.b, self.at(n))
         k.b.add(t.BarWait(t.Bar(self.k_ring.full, slot), phase))
         if self.plan.turns:
-            k.b.add(t.BarWait(self._turn_of(self.c), parity(k.b, self._at(n), 1)))
+            k.b.add(t.BarWait(self._turn_of(self.c), parity(k.b, self.at(n), 1)))
         s = self._scores(slot)
         if not first:
             state = self._product(op("sub", n, 1), state)
@@ -231,7 +220,7 @@ class _Forward:
 
         early = (lambda m: end(s, m)) if self.plan.early else (lambda m: None)
         new, w = self._weights(s, n, masked, stats, early)
-        _, phase = self.v_ring.at(k.b, self._at(n))
+        _, phase = self.v_ring.at(k.b, self.at(n))
         k.b.add(t.BarWait(t.Bar(self.v_ring.full, slot), phase))
         if not self.plan.early:
             end(w)
@@ -266,7 +255,7 @@ class _Forward:
         """O += P V of turn `n`, whose values are there; begun and not awaited. What is left of the turn's sums, too."""
         k, p = self.k, self.p
         stats, acc, w = state[: self.stats], state[self.stats : -1], state[-1]
-        slot, _ = self.v_ring.at(k.b, self._at(n))
+        slot, _ = self.v_ring.at(k.b, self.at(n))
         if p.normalised and not self.plan.early:
             m, l, alpha = stats
             if self.late:

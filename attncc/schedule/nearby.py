@@ -17,7 +17,7 @@ from attncc.passes.attend import OFFSET, Table
 from attncc.passes.bounds import Bounds
 from attncc.passes.simplify import simplify
 
-I, J, N = (ivar(x) for x in "ijN")
+I, N = (ivar(x) for x in "iN")
 OFFSET_OF = op("sub", OFFSET, op("sub", N, 1))
 """j - i, as indices of tables have it."""
 WIDEST = 512
@@ -32,8 +32,8 @@ class Nearby:
 
     first: int
     last: int
-    beyond: tuple[tuple[Expr, tuple[Expr, ...]], ...]
-    """(which pairs, their index) where the mask has pairs beyond: once for both sides where the index is the same."""
+    beyond: tuple[tuple[Expr, ...], ...]
+    """The indices of pairs beyond, where the mask has any: one for both sides where it is the same."""
     sides: tuple[bool, bool]
     """Whether the mask has pairs before the first of them, behind the last."""
     rest: int | None = None
@@ -54,17 +54,13 @@ def nearby(table: Table, seen: Bounds, balanced: bool) -> Nearby | None:
     sides = low is None or low < first - CLOSE, high is None or high > last + CLOSE
     first = first if low is None or sides[0] else min(low, last)
     last = last if high is None or sides[1] else max(high, first)
-    ends = ((first - 1, op("lt", op("sub", J, I), first)), (last + 1, op("lt", last, op("sub", J, I))))
-    outside = [end for end, there in zip(ends, sides, strict=True) if there]
-    beyond: dict[tuple[Expr, ...], Expr] = {}
-    for offset, pairs in outside:
-        at = _index(table, offset)
-        beyond[at] = op("or", beyond[at], pairs) if at in beyond else pairs
     if last - first >= WIDEST:
         return None
+    outside = [offset for offset, there in zip((first - 1, last + 1), sides, strict=True) if there]
+    beyond = tuple(dict.fromkeys(_index(table, offset) for offset in outside))
     if balanced and len(beyond) == 1:
-        return Nearby(first, last, (), sides, outside[0][0])
-    return Nearby(first, last, tuple((pairs, at) for at, pairs in beyond.items()), sides)
+        return Nearby(first, last, (), sides, outside[0])
+    return Nearby(first, last, beyond, sides)
 
 
 def _beyond(moving: tuple[Expr, ...], sign: int) -> int | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from attncc.expr.build import op
@@ -78,6 +80,49 @@ def claims(b: Builder, p: Problem, readers: int) -> t.Claims:
     slots = b.fresh("places")
     b.add(t.AllocShared(slots, t.Type((t.Axis("one", 1),), "i32"), 2))
     return t.Claims(counter(p).name, slots, places.full, places.empty)
+
+
+class Resident(ABC):
+    """A kernel whose programs work at one place of the grid, or where they are `resident` at one after another."""
+
+    k: Stream
+    resident: bool
+    claims: t.Claims
+    ahead: int
+    """See attncc.tile.nodes.Work."""
+    item: Expr
+    """How many places were before."""
+    before: Expr
+    """The turns that they took."""
+
+    @abstractmethod
+    def place(self) -> None:
+        """Declares the program's place in the grid, and what it walks there."""
+
+    def partition(self, name: str, warps: int, registers: int, body: Callable[[], Expr]) -> t.Partition:
+        """The code of some warps at every place; `body` ends at a turn. One warp takes places for the others."""
+        k = self.k
+        self.item = self.before = ZERO
+        with k.b.partition() as scope:
+            if self.resident:
+                taken = k.b.let("taken", t.Type((), "i32"), t.Full(ZERO), "turns at the places before")
+
+                def here(item: Var, state: tuple[Var, ...]) -> tuple[Var, ...]:
+                    self.item, self.before = item, state[0]
+                    self.place()
+                    return (k.b.value(op("add", self.before, body()), "taken"),)
+
+                work = t.Work(self.claims, warps == 1, self.ahead)
+                k.loop(work, "item", "", (taken,), here, "the places of this program", 1, "asc")
+                if warps > 1:
+                    k.b.add(t.CopyWait(0))
+            else:
+                body()
+        return t.Partition(name, warps, registers, tuple(scope.statements))
+
+    def at(self, n: Expr) -> Expr:
+        """Turn `n` of this place, counted from the program's first."""
+        return op("add", self.before, n)
 
 
 def _scalar(b: Builder, e: Expr, hint: str) -> Expr:
