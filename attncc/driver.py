@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from attncc.diagnostics import Source
@@ -82,6 +83,7 @@ def _of_states(spec: Spec, variant: Variant) -> Pair:
     from attncc.passes.restarts import without_restarts
     from attncc.schedule.chunk_programs import programs as chunk_programs
     from attncc.schedule.given import with_given
+    from attncc.schedule.heads import of_one_token
     from attncc.schedule.recurrent_programs import programs as recurrent_programs
     from attncc.schedule.segments import with_kernels, with_numbers
     from attncc.tile.verify import verify
@@ -92,6 +94,8 @@ def _of_states(spec: Spec, variant: Variant) -> Pair:
     else:
         made = recurrent_programs(with_numbers(spec), variant)
     pair = with_kernels(made, spec)
+    if variant.single:
+        pair = replace(pair, forward=of_one_token(pair.forward))
     verify(pair.forward)
     if pair.backward is not None:
         verify(pair.backward, permuted=variant.target == "torch")

@@ -192,7 +192,8 @@ class Attention:
         face = with_first(compiled.face, first)
         target = target_of(mode, self._backend, place.capability)
         variant = forward_variant(face, tensors, target, interpreted=mode == "interpret")
-        variant = dataclasses.replace(variant, first=first, last=last == "new", in_place=last == "over")
+        single = last == "over" and tensors[0].shape[2] == tensors[1].shape[2] == 1
+        variant = dataclasses.replace(variant, first=first, last=last == "new", in_place=last == "over", single=single)
         variant = dataclasses.replace(variant, capability=place.capability or variant.capability)
         tiles = tuned(compiled.key, variant, device) if self._tiles == "tuned" else self._tiles
         ahead, behind = _halves(tiles)

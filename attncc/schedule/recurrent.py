@@ -10,12 +10,13 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from attncc.expr.build import TRUE, conj, ivar, op
+from attncc.expr.build import ivar, op
 from attncc.expr.evaluate import evaluate
 from attncc.expr.nodes import Const, Expr, Var, substitute, walk
 from attncc.ir.nodes import Assign, Contract, Keep, Load, Micro, Read, Recurrence, Reduce, Scan, Spec, Step, Weights
 from attncc.ir.steps import bodies, flat
 from attncc.passes.mistakes import NotCompiled
+from attncc.schedule.early import ahead, early
 from attncc.schedule.given import first_of, last_of
 from attncc.schedule.prune import prune
 from attncc.schedule.recurrent_values import UNIT, Token
@@ -82,7 +83,7 @@ class Problem:
 
 
 def columns_of(p: Problem) -> int:
-    """How many channels e a program owns; 0 for all, where they meet, are few, or a shared state is written over."""
+    """How many channels e a program holds at a time; 0 for all, where they meet or are few."""
     sums = [n for body in bodies(p.spec) for n in walk(body) if isinstance(n, Contract | Reduce | Weights | Scan)]
     bound = {n.axis.name for n in sums if isinstance(n, Contract)}
     bound |= {x.index.name for n in sums if isinstance(n, Reduce) for x in n.binders}
@@ -90,13 +91,19 @@ def columns_of(p: Problem) -> int:
     bound |= {n.binder.index.name for n in sums if isinstance(n, Scan)}
     shared = [s for s in p.recurrence.states if "e" not in {a.index for a in s.axes}]
     moved = any("e" not in {v.name for v in walk(x) if isinstance(v, Var)} for x in _values_read(p))
-    if p.variant.target == "torch" or "e" in bound or moved or (shared and p.variant.in_place):
+    if p.variant.target == "torch" or "e" in bound or moved:
         return 0
     sizes = p.extents
     over = [[a.index for a in s.axes if a.index != "e"] for s in p.recurrence.states if s not in shared]
     rows = max([1, *(_product(sizes[a] for a in axes) for axes in over)])
     columns = max(16, min(64, TILE // rows))
     return columns if columns < p.variant.E else 0
+
+
+def turns_of(p: Problem) -> bool:
+    """Whether a program takes all parts of e in turns: where a state that they share is written over, and a program of
+    its own would read what another one wrote."""
+    return p.variant.in_place and any("e" not in {a.index for a in s.axes} for s in p.recurrence.states)
 
 
 def _values_read(p: Problem) -> Iterator[Expr]:
@@ -121,10 +128,16 @@ class Walk:
     """The statements of a token, shared by the kernels that need them."""
 
     def __init__(
-        self, p: Problem, reserved: tuple[str, ...] = (), columns: int = 0, *, backwards: bool = False
+        self,
+        p: Problem,
+        reserved: tuple[str, ...] = (),
+        columns: int = 0,
+        *,
+        turns: bool = False,
+        backwards: bool = False,
     ) -> None:
         self.p = p
-        self.k = Token(p.spec, p.variant, p.extents, reserved, columns, backwards)
+        self.k = Token(p.spec, p.variant, p.extents, reserved, columns, turns=turns, backwards=backwards)
         self.out: Var | None = None
         r = p.recurrence
         self.plan = _unrolled(r.steps, p.sizes) if backwards else r.steps
@@ -219,7 +232,8 @@ class Walk:
             self.steps(step.steps)
             b.add(t.Yield(tuple(k.now[name].name for name in changed)))
         carries = tuple(c for c, _ in carried)
-        b.add(t.For(index.name, t.Count(Const(0, "int"), count), carries, tuple(scope.statements), order="asc"))
+        loop = t.For(index.name, t.Count(Const(0, "int"), count), carries, tuple(scope.statements), order="asc")
+        b.add(loop if self.p.variant.target == "torch" else ahead(b, loop, k.guard))
         k.now = known | dict(zip(changed, b.leave(carries), strict=True))
         b.bindings = bindings
 
@@ -263,13 +277,12 @@ def last_tensors(p: Problem, real: t.Dtype) -> tuple[t.Tensor, ...]:
 
 
 def store_states(w: Walk, states: tuple[Var, ...]) -> None:
-    """Stores the states behind the last token; one that the programs of a head share is stored by the first of them."""
+    """Stores the states behind the last token; one that the parts of e share is stored once."""
     k, p = w.k, w.p
     name = first_of if p.variant.in_place else last_of
     for s, v in zip(p.recurrence.states, states, strict=False):
         axes = tuple(x.name for x in s.vars)
-        once = op("eq", ivar("e0"), 0) if k.columns and "e" not in axes else TRUE
-        guard = conj(once, k.guard([], list(axes)))
+        guard = k.guard([k.once] if k.columns and "e" not in axes else [], list(axes))
         value = v if axes else k.sum(s.name, v, UNIT)
         k.store(name(s.name), (ivar("b"), ivar("h"), *(k.b.bindings[x] for x in s.vars)), value, guard, k.real)
 
@@ -297,10 +310,36 @@ def _store_out(w: Walk) -> None:
 def forward_kernel(p: Problem) -> t.Kernel:
     """out, token by token."""
     columns = columns_of(p)
-    w = Walk(p, tuple(x for s in p.recurrence.states for x in (last_of(s.name), first_of(s.name))), columns)
+    names = tuple(x for s in p.recurrence.states for x in (last_of(s.name), first_of(s.name)))
+    w = Walk(p, names, columns, turns=bool(columns) and turns_of(p))
     k, b = w.k, w.k.b
+    if not k.turns:
+        _walk_tokens(w)
+    else:
+        with b.inner() as scope:
+            part = b.loop_index("part")
+            k.part(b.value(op("mul", part, columns), "e0", f"first of the turn's {columns} positions"))
+            _walk_tokens(w)
+            b.add(t.Yield(()))
+        over = t.Count(Const(0, "int"), Const(-(-p.variant.E // columns), "int"))
+        b.add(
+            t.For(
+                part.name, over, (), tuple(scope.statements), order="asc", note="one part of the values after another"
+            )
+        )
+    made = prune(kernel("forward_kernel", p, k))
+    return made if p.variant.target == "torch" else early(made)
+
+
+def _walk_tokens(w: Walk) -> None:
+    """All tokens of a head's part, from the states before the first to those behind the last."""
+    p, k, b = w.p, w.k, w.k.b
     held = w.initial()
-    for read, count in _loops(p, k):
+    if p.variant.single:
+        first = b.value(Const(0, "int"), "token")
+        held = w.token(first, held, first)
+        _store_out(w)
+    for read, count in () if p.variant.single else _loops(p, k):
         with b.inner() as scope:
             pairs = [b.carry(n, v, scope.depth) for n, v in zip(w.names, held, strict=True)]
             index = b.loop_index("row" if read == "rows" else "token")
@@ -315,17 +354,16 @@ def forward_kernel(p: Problem) -> t.Kernel:
         held = b.leave(carried)
     if p.variant.last or p.variant.in_place:
         store_states(w, held)
-    return prune(kernel("forward_kernel", p, k))
 
 
 def kernel(name: str, p: Problem, k: Token, *, each: int = 32) -> t.Kernel:
     """A kernel with a program for each head and each part of its values, `each` elements of a state a thread."""
     grid: tuple[t.GridAxis, ...] = (t.GridAxis("h", H, "batch"), t.GridAxis("b", B, "batch"))
     scalars = ("B", "H", "G", "M", "N", *(c.name for c in p.spec.constants))
-    if k.columns:
+    if k.columns and not k.turns:
         grid = (t.GridAxis("e0", Const(p.variant.E, "int"), "tile", k.columns, "e"), *grid)
     elements = _elements(p, k.columns or p.variant.E)
     warps = 1
-    while warps < 16 and warps * 32 * each < elements:
+    while warps < 16 and warps * 32 * (each + each // 4) < elements:  # a small state beside a large one is no reason
         warps *= 2
     return t.Kernel(name, grid, tuple(k.tensors), scalars, tuple(k.b.scope.statements), t.Config(warps, 1))

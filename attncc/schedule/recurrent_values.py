@@ -40,10 +40,16 @@ class Token(Chunk):
         extents: dict[str, int],
         reserved: tuple[str, ...],
         columns: int = 0,
+        *,
+        turns: bool = False,
         backwards: bool = False,
     ) -> None:
-        """With `backwards` exponentials are passed backwards: what they make 0 has a derivative of 0, too."""
+        """With `turns` a program takes the parts of e one after another, and `part` says where one begins. With
+        `backwards` exponentials are passed backwards: what they make 0 has a derivative of 0, too."""
         self.sizes = extents
+        self.turns = turns
+        self.first_value: Expr | None = None if turns else ivar("e0")
+        """The first channel e of the part."""
         self.backwards = backwards
         super().__init__(spec, variant, extents, reserved, columns)
         self.now: dict[str, Var] = {}
@@ -64,11 +70,26 @@ class Token(Chunk):
         extent = size if self.variant.target == "torch" else 1 << max(size - 1, 0).bit_length()
         base: Expr = Const(0, "int")
         if name == "e" and self.columns:
-            extent, base = self.columns, ivar("e0")
+            if self.first_value is None:
+                return
+            extent, base = self.columns, self.first_value
         axis = self.b.axis(name, extent)
         c = self.b.let(name, t.Type((axis,), "i32"), t.Iota(base), "channels")
         self.b.bindings[ivar(name)] = c
-        self.inside[name] = TRUE if size == extent else op("lt", c, size)  # also where a program owns a part
+        whole = size == extent or size % extent == 0
+        self.inside[name] = TRUE if whole else op("lt", c, size)
+
+    def part(self, first: Expr) -> None:
+        """The part of e from here on."""
+        self.first_value = first
+        self.channel("e", self.sizes["e"])
+
+    @property
+    def once(self) -> Expr:
+        """Whether this part stores what all parts share: the last one where they are turns of a program."""
+        assert self.first_value is not None
+        last = (self.sizes["e"] - 1) // self.columns * self.columns if self.turns else 0
+        return op("eq", self.first_value, last)
 
     def token(self, at: Expr, live: Expr = TRUE, row: Var | None = None) -> None:
         """`at` is the token from here on; nothing is read where `live` does not hold. `row` is its row of the queries

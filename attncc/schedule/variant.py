@@ -67,6 +67,8 @@ class Variant:
     """The forward also returns every state behind the last token, `NAME_last`; the backward takes `d_NAME_last`."""
     in_place: bool = False
     """The forward writes the states behind the last token over `NAME_first`."""
+    single: bool = False
+    """Of such a forward: there is one token, and one row."""
 
     def layout(self, name: str) -> Layout:
         return dict(self.layouts).get(name, Layout())

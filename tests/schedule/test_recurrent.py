@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from attncc import driver
+from attncc.expr.nodes import Const
 from attncc.grammar import parse
 from attncc.ir.nodes import Spec
 from attncc.passes.mistakes import NotCompiled
@@ -18,6 +19,7 @@ from attncc.tile import nodes as t
 from attncc.tile.verify import unproved
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "recurrent"
+CORPUS = Path(__file__).parents[1] / "specs" / "corpus" / "recurrences"
 
 
 def example(name: str) -> Spec:
@@ -34,7 +36,7 @@ def variant(
     )
     return Variant(
         target, D, E, "f32" if target == "torch" else "bf16", captured, form="recurrent", grouped=False, first=first,
-        in_place=step, gradients=gradients,
+        in_place=step, single=step, gradients=gradients,
     )  # fmt: skip
 
 
@@ -46,7 +48,7 @@ def variant(
         ("gla", (64, 128), True, 64),
         ("gla", (64, 64), True, 0),
         ("linear_transformer", (128, 128), False, 32),
-        ("linear_transformer", (128, 128), True, 0),  # z would be written over while others read it
+        ("linear_transformer", (128, 128), True, 32),
         ("chela", (128, 128), False, 0),  # its channels meet
         ("gsa", (128, 128), False, 64),
     ],
@@ -73,7 +75,38 @@ def test_a_step_writes_over_its_states_and_makes_nothing_else() -> None:
     assert [type(s) for s in program.steps] == [t.Alloc, t.Launch] and program.outputs == ("out",)
     (kernel,) = program.kernels
     stores = [s.tensor for s in kernel.body if isinstance(s, t.Store)]
-    assert stores == ["S_first"]
+    assert stores == ["out", "S_first"]
+
+
+@pytest.mark.parametrize("name", ["gla", "rwkv6", "delta_product"])
+def test_a_step_waits_for_memory_once(name: str) -> None:
+    """One token has no loop over tokens, and all is read before the first sum; turns within it read for the next."""
+    spec = parse((CORPUS / f"{name}.attn").read_text()) if name == "delta_product" else example(name)
+    (kernel,) = driver.programs(spec, variant(spec, "triton", 128, 128, step=True)).forward.kernels
+    assert not {"M", "N"} & set(kernel.scalars)
+    loops = [s for s in kernel.body if isinstance(s, t.For)]
+    assert len(loops) == (name == "delta_product")
+    for body in (kernel.body, *(s.body for s in loops)):
+        reads = [isinstance(s, t.Let) and isinstance(s.op, t.Load) for s in body]
+        work = [isinstance(s, t.For) or (isinstance(s, t.Let) and isinstance(s.op, t.Reduce)) for s in body]
+        assert sum(reads) >= 3 and not any(reads[work.index(True) :])
+    for loop in loops:
+        end = loop.body[-1]
+        assert isinstance(end, t.Yield)
+        read = {s.name for s in loop.body if isinstance(s, t.Let) and isinstance(s.op, t.Load)}
+        assert len(read) == 3 and read <= set(end.values)
+
+
+def test_a_state_that_parts_share_is_read_before_it_is_written_over() -> None:
+    spec = example("linear_transformer")
+    (kernel,) = driver.programs(spec, variant(spec, "triton", 128, 128, step=True)).forward.kernels
+    assert [a.name for a in kernel.grid] == ["h", "b"]
+    (loop,) = (s for s in kernel.body if isinstance(s, t.For))
+    assert loop.over == t.Count(Const(0, "int"), Const(4, "int"))
+    read = [s.op.tensor for s in kernel.body if isinstance(s, t.Let) and isinstance(s.op, t.Load)]
+    assert read.count("z_first") == 1 and "S_first" not in read
+    stores = [s for s in loop.body if isinstance(s, t.Store)]
+    assert [s.tensor for s in stores] == ["out", "S_first", "z_first"]
 
 
 def test_what_has_no_form_token_by_token_is_refused() -> None:
