@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from attncc.expr.build import ivar, op
+from attncc.expr.build import conj, ivar, op
 from attncc.expr.evaluate import evaluate
 from attncc.expr.nodes import Const, Expr, Var, substitute, walk
 from attncc.ir.nodes import Assign, Contract, Keep, Load, Micro, Read, Recurrence, Reduce, Scan, Spec, Step, Weights
@@ -282,7 +282,9 @@ def store_states(w: Walk, states: tuple[Var, ...]) -> None:
     name = first_of if p.variant.in_place else last_of
     for s, v in zip(p.recurrence.states, states, strict=False):
         axes = tuple(x.name for x in s.vars)
-        guard = k.guard([k.once] if k.columns and "e" not in axes else [], list(axes))
+        guard = k.guard([], list(axes))
+        if k.columns and "e" not in axes:
+            guard = k.guard([k.once], list(axes)) if k.turns else conj(k.once, guard)
         value = v if axes else k.sum(s.name, v, UNIT)
         k.store(name(s.name), (ivar("b"), ivar("h"), *(k.b.bindings[x] for x in s.vars)), value, guard, k.real)
 

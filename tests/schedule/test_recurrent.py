@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,14 @@ def test_what_has_no_form_token_by_token_is_refused() -> None:
     turned = parse("attention a:\n    state S[d, e]\n    S = 0.5 * S[e, d] + outer(k, v)\n    out = q @ S\n")
     with pytest.raises(NotCompiled, match="the value of `S` at another `d`"):
         driver.programs(turned, variant(turned, "torch", 8, 8))
+
+
+@pytest.mark.parametrize("name", ["based", "gsa", "linear_transformer"])
+def test_a_state_that_programs_share_is_returned_by_one_of_them(name: str) -> None:
+    spec = example(name)
+    chosen = replace(variant(spec, "triton", 128, 128, step=True), in_place=False, single=False, last=True)
+    (kernel,) = driver.programs(spec, chosen).forward.kernels
+    assert kernel.grid[0].name == "e0"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
