@@ -37,7 +37,7 @@ class HopperForward:
     """The product of the turn before is awaited ahead of the exponentials: with `rounded` weights, fewer registers."""
     resident: bool = True
     """Where there is room, a program stays on its multiprocessor and works at one place of the grid after another."""
-    ahead: int = 0
+    ahead: int = 2
     """Where walks are of different lengths: the last places, so many for every program, begin with the long walks."""
     turns: bool = False
     """Consumers take turns to issue their products, so that one's exponentials run under the other's products."""
@@ -111,7 +111,7 @@ class HopperBackward:
     """What waits in registers for dP: the weights, or the product that all else is computed from again."""
     resident: bool = True
     """Where there is room, a program stays on its multiprocessor and works at one place of the grid after another."""
-    ahead: int = 0
+    ahead: int = 2
     """Where walks are of different lengths: the last places, so many for every program, begin with the long walks."""
     registers: int = 240
     """Of a consumer's thread; the producer's keeps `spare`."""
