@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from tests.runtime.test_states import (
     wide,
     worst,
 )
-from tests.support.compare import error
 
 
 @pytest.fixture(autouse=True)
@@ -40,26 +40,44 @@ def own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", [*STATEFUL, *OUTSIDE])
-@pytest.mark.parametrize("tokens", [1, 19, 130])
-def test_on_a_gpu(name: str, tokens: int) -> None:
-    """Out, states and gradients in float32, in the form that is taken and token by token; then a step."""
+def test_on_a_gpu(name: str) -> None:
+    """Out, states and gradients in float32, in the form that is taken and token by token; then a step.
+
+    One test compiles a spec once for all lengths, and every length has one truth for all forms.
+    """
     torch.set_float32_matmul_precision("highest")
-    sizes: dict[str, Any] = {"M": tokens, "N": tokens, "D": 16, "E": 100} | ({"E": 16} if name == "ttt_linear" else {})
+    sizes: dict[str, Any] = {"D": 16, "E": 16 if name == "ttt_linear" else 100}
     sizes |= {"H": 1, "G": 1} if name == "mamba1" else {}
+    found = [x for tokens in (1, 19, 130) for x in distances(name, sizes | {"M": tokens, "N": tokens})]
+    assert not [x for x in found if not x[-1] < 2e-5], found
+
+
+def distances(name: str, sizes: dict[str, Any]) -> Iterator[tuple[str, int, str, str, float]]:
+    """(spec, tokens, form, the worst tensor, how far it is from the token loop) for every form."""
+    gradients = name not in NO_BACKWARD["recurrent"]
+    attn: Any = attncc.compile(file(name))
+    inputs = given(attn, torch.float32, **sizes)
+    first = some_states(attn, inputs)
+    truth = results(loop(attn), wide(inputs), wide(first), gradients)
+    here, start = ({n: x.cuda() for n, x in values.items()} for values in (inputs, first))
     for form in ("auto", "recurrent"):
-        attn: Any = attncc.compile(file(name), form=form)
-        inputs = given(attn, torch.float32, **sizes)
-        first = some_states(attn, inputs)
-        gradients = name not in NO_BACKWARD["recurrent"]
-        truth = results(loop(attn), wide(inputs), wide(first), gradients)
-        here, start = ({n: x.cuda() for n, x in values.items()} for values in (inputs, first))
+        attn = attncc.compile(file(name), form=form)
         mine = {n: x.cpu() for n, x in results(compiled(attn), here, start, gradients).items()}
         distance, where = worst(mine, truth)
-        assert distance < 2e-5, (form, where, distance)
-        if tokens == 1:
-            out = attn.step(**here, state=start)
-            assert error(out.cpu().double(), truth["out"], truth["out"]) < 2e-5
-            assert all(error(x.cpu().double(), truth[f"last {n}"], truth[f"last {n}"]) < 2e-5 for n, x in start.items())
+        yield noted(name, sizes["N"], form, where, distance)
+    if sizes["N"] == 1:
+        out = attn.step(**here, state=start).cpu()
+        stepped = {"out": out} | {f"last {n}": x.cpu() for n, x in start.items()}
+        distance, where = worst(stepped, {n: truth[n] for n in stepped})
+        yield noted(name, 1, "step", where, distance)
+
+
+def noted(*found: Any) -> Any:
+    """What was found, written to the file that FIGURES names, too: a run that is cut short leaves what it knew."""
+    if os.environ.get("FIGURES"):
+        with Path(os.environ["FIGURES"]).open("a", encoding="utf-8") as file:
+            file.write(" ".join(str(x) for x in found) + "\n")
+    return found
 
 
 # --- the same kernels on Triton's interpreter -------------------------------------------------------------------------
