@@ -14,7 +14,7 @@ from attncc.codegen.gluon_helpers import helper_imports, helper_texts
 from attncc.codegen.gluon_layouts import layouts
 from attncc.codegen.gluon_spelling import Layouts
 from attncc.codegen.gluon_statements import Body, Scope
-from attncc.codegen.host import PROCESSORS, helpers, print_host
+from attncc.codegen.host import LIMITED, PROCESSORS, helpers, print_host
 from attncc.codegen.renumber import renumbered
 from attncc.codegen.scalars import python_name
 from attncc.codegen.signature import Arg, kernel_function, signature, sizes, tensors
@@ -46,12 +46,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-"""
-
-LAUNCH = """\
-def _launch(kernel, programs, args, *, warps, stages, registers=None):
-    if programs > 0:
-        kernel[(programs,)](*args, num_warps=warps, num_stages=stages, maxnreg=registers)
 """
 
 DESCRIPTOR = '''\
@@ -107,7 +101,7 @@ def _module(programs: list[Program], title: str, triton: tuple[int, int]) -> str
     for name, text in named.defined.items():
         w.lines(f"{name} = gl.constexpr({text})\n")
     shared = (PROCESSORS,) if any(works(k) for p in programs for k in p.kernels) else ()
-    for text in (LAUNCH, DESCRIPTOR, *shared, *helpers(*programs), *own):
+    for text in (LIMITED, DESCRIPTOR, *shared, *helpers(*programs), *own):
         w.line()
         w.line()
         w.lines(text)

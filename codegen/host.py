@@ -43,6 +43,18 @@ def _launch(kernel, programs, args, *, warps, stages):
 """
 """The module global through which every compiled kernel is started; a runtime may put its own in its place."""
 
+LIMITED = """\
+def _launch(kernel, programs, args, *, warps, stages, registers=None):
+    if programs > 0:
+        kernel[(programs,)](*args, num_warps=warps, num_stages=stages, maxnreg=registers)
+"""
+"""The same where kernels have so many registers a thread, and no more."""
+
+
+def launch_of(*programs: Program) -> str:
+    """The text of `_launch` for the kernels of `programs`."""
+    return LIMITED if any(k.config.registers for p in programs for k in p.kernels) else LAUNCH
+
 
 def print_host(w: Writer, program: Program, *, name: str = "", launches: bool = True) -> None:
     """`program` as a Python function `name`; kernels go through `_launch`, or are called where not `launches`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from attncc.codegen.host import LAUNCH, helpers, print_host
+from attncc.codegen.host import helpers, launch_of, print_host
 from attncc.codegen.scalars import python_name
 from attncc.codegen.signature import kernel_function, signature
 from attncc.codegen.triton_exprs import FAST_TANH, HELPERS
@@ -43,7 +43,7 @@ def print_module(forward: Program, backward: Program | None, title: str, *, port
     w.lines(f'"""{title}"""')
     w.line()
     w.lines(IMPORTS)
-    for text in (LAUNCH, *helpers(*programs), *kernel_helpers(used, forward, portable=portable)):
+    for text in (launch_of(*programs), *helpers(*programs), *kernel_helpers(used, forward, portable=portable)):
         w.line()
         w.line()
         w.lines(text)
