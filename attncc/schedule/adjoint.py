@@ -6,6 +6,7 @@ rewrite: y = f(x), adjoint of y known  -->  adjoint of x += (d f / d x) * adjoin
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 
 from attncc.errors import InternalError
 from attncc.expr.build import op
@@ -49,7 +50,7 @@ class Adjoints:
 
         What is summed over queries lies with its keys behind, as the product with weights over (i, j) makes it.
         """
-        with self.k.turned():
+        with nullcontext() if self.k.upright else self.k.turned():
             for s in reversed(self.lets):
                 if s.name in self.of and s.name not in self.k.still | self.ends:
                     self._pass_on(s, self.of[s.name])
@@ -123,8 +124,10 @@ class Adjoints:
         for name, other in ((d.a, d.b), (d.b, d.a)):
             if name in self.moving:
                 (axis,) = set(self.k.b.type_of(other).names()) - {d.axis}
-                pair, out = self.k.fitted(a, Var(other, "real"), axis, self.k.b.type_of(name).names())
-                self.add(name, self.k.dot("a", *pair, axis, out))
+                left, factor = self.k.unscaled(a)
+                pair, out = self.k.fitted(left, Var(other, "real"), axis, self.k.b.type_of(name).names())
+                found = self.k.dot("a", *pair, axis, out)
+                self.add(name, found if factor is None else op("mul", factor, found))
 
 
 def _operands(x: t.Op) -> frozenset[str]:

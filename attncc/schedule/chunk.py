@@ -41,6 +41,7 @@ class Forward:
     def __init__(self, p: Problem, reserved: tuple[str, ...] = (), columns: Mapping[str, int] = WHOLE) -> None:
         self.p = p
         self.k = Chunk(p.spec, p.variant, p.extents, reserved, columns)
+        self.k.upright = p.halves
         wide = any(s.channels for s in p.form.states) and not p.halves
         self.count = 16 if wide else 32 if p.variant.dtype in ("f32", "f64") else 64
         self.kept = Kept(self.k, self.count)
@@ -61,6 +62,7 @@ class Forward:
         """(the states behind the chunk, out over its rows)."""
         k, form = self.k, self.p.form
         self.known.clear()
+        self.halved: dict[tuple[object, ...], tuple[Var, Var]] = {}
         self.fadings: dict[str, Fading] = {}
         self.left: dict[str, tuple[Var | None, ...]] = {}
         self.m = Maker(k, self.kept.sums if self.p.halves else None)
@@ -155,6 +157,8 @@ class Forward:
             k, s, summed = self.k, self.held[r.state], r.axis
             gates, x = self.channel_gates(s), self.wide(r.x, r.axis)
             along = gates.get(summed.name) if summed is not None else None
+            if along is not None and summed is not None and self.p.halves:
+                _, x = self.gated(r.x, along.parts[0].of(r.after), summed)
             for f in (self.fading(s).start(r.after), self.m.grown(along, r.after) if along is not None else None):
                 x = x if f is None else k.value(op("mul", x, f), "x")
             self.known["start", r] = self.kept.operand(x) if along is not None and self.p.halves else x
@@ -207,7 +211,7 @@ class Forward:
             p = op("mul", k.clean(r.x, "x"), self.m.as_j(k.clean(key, "w", rows=True)))
             found = k.over(k.value(op("mul", p, pair), "p"), "i", "j")
         elif along is not None and self.p.halves:
-            found = self.halves(self.wide(r.x, axis), self.wide(key, axis, rows=True), along.parts[0], r.after)
+            found = self.halves(r.x, key, along.parts[0], axis, r.after)
             if not (isinstance(fading, Bounded) and fading.gates is None):
                 found = k.value(op("mul", found, pair), "p")
         elif along is not None:
@@ -221,19 +225,26 @@ class Forward:
         self.known[known] = found
         return found
 
-    def halves(self, x: Var, w: Var, sums: Sums, after: bool) -> Var:
+    def halves(self, x: Expr, w: Expr, sums: Sums, axis: Var, after: bool) -> Var:
         """The weights under a gate along the axis that is summed over."""
         k, kept = self.k, self.kept
+        (row, x_gated), (column, w_gated) = self.gated(x, sums.of(after), axis), self.gated(w, sums.upto, axis, -1.0)
 
         def made() -> Halves:
             number = kept.number[sums.upto.name]
-            return Halves(k, x, w, sums, after, lambda row: kept.row(number, row))
+            return Halves(k, row, column, sums, after, lambda at: kept.row(number, at))
 
         found = kept.weights(lambda: made().weights())
-        names = (x.name, w.name, sums.of(after).name, sums.upto.name)
         self.pairs.append(k.narrow(found))  # what is loaded
-        k.known[self.pairs[-1].name] = names, lambda a: made().gradients(a)
+        k.known[self.pairs[-1].name] = (x_gated.name, w_gated.name), lambda a: made().gradients(a)
         return found
+
+    def gated(self, e: Expr, sums: Var, axis: Var, sign: float = 1.0) -> tuple[Var, Var]:
+        """`e` over the rows and a gated axis, and as what is read times 2^sums (2^-sums: what is written)."""
+        if ("gated", e, sums, sign) not in self.halved:
+            v = self.wide(e, axis, rows=sign < 0)
+            self.halved["gated", e, sums, sign] = v, self.kept.gated(v, sums, sign)
+        return self.halved["gated", e, sums, sign]
 
     def factors(
         self, r: ReadOf, key: Expr, parts: tuple[tuple[Expr, ...], tuple[Expr, ...]]
@@ -319,6 +330,8 @@ class Forward:
             k, gates = self.k, self.channel_gates(s)
             assert s.key is not None
             key = self.wide(w.key, s.key, rows=True)
+            if s.key.name in gates:
+                _, key = self.gated(w.key, gates[s.key.name].parts[0].upto, s.key, -1.0)
             for f in (self.fading(s).rest(), self.m.left(gates[s.key.name]) if s.key.name in gates else None):
                 key = key if f is None else k.value(op("mul", key, f), "w")
             self.known["operand", s.name, w] = self.m.as_j(self.kept.operand(key) if s.key.name in gates else key)

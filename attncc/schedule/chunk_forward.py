@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from attncc.expr.build import conj, ivar, op
@@ -26,24 +26,36 @@ BLOCK = 64
 """Channels of a state that a program owns, where they are more."""
 
 
+def every(body: tuple[t.Stmt, ...]) -> Iterator[t.Stmt]:
+    """All statements, those of loops with them."""
+    for s in body:
+        yield s
+        if isinstance(s, t.For):
+            yield from every(s.body)
+
+
 def meets(kernel: t.Kernel) -> set[str]:
     """The axes along which elements of a kernel's tiles meet."""
     found: set[str] = set()
-
-    def go(body: tuple[t.Stmt, ...]) -> None:
-        for s in body:
-            match s:
-                case t.Let(_, _, t.Dot(_, _, axis) | t.Reduce(_, _, axis) | t.Scan(_, _, axis)):
-                    found.add(axis)
-                case t.Let(_, _, t.GatherAxis(_, _, axis)):
-                    found.add(axis)
-                case t.For(body=inner):
-                    go(inner)
-                case _:
-                    pass
-
-    go(kernel.body)
+    for s in every(kernel.body):
+        match s:
+            case t.Let(_, _, t.Dot(_, _, axis) | t.Reduce(_, _, axis) | t.Scan(_, _, axis)):
+                found.add(axis)
+            case t.Let(_, _, t.GatherAxis(_, _, axis)):
+                found.add(axis)
+            case _:
+                pass
     return found
+
+
+LEVELS: Mapping[str, Mapping[int, int]] = {"weights": {8: 128}, "makes": {4: 168, 8: 128}}
+"""Registers of a thread in kernels that go level by level, by their mode and warps: two or three programs share a
+multiprocessor, which hide each other's steps; what does not fit is not read in the loop."""
+
+
+def spans(kernel: t.Kernel) -> set[str]:
+    """The axes that a kernel's tiles have."""
+    return {a.name for s in every(kernel.body) if isinstance(s, t.Let) for a in s.type.axes}
 
 
 def blocks(p: Problem, make: Callable[[Mapping[str, int]], t.Kernel], most: int = BLOCK) -> t.Kernel:
@@ -52,7 +64,7 @@ def blocks(p: Problem, make: Callable[[Mapping[str, int]], t.Kernel], most: int 
     if p.variant.target == "torch":
         return whole
     sizes = {"d": p.variant.D, "e": p.variant.E}
-    apart = {n: most for n, size in sizes.items() if size > most and n not in meets(whole)}
+    apart = {n: most for n, size in sizes.items() if size > most and n in spans(whole) - meets(whole)}
     keys = {s.key.name for s in p.form.states if s.key is not None}
     if keys & {s.value.name for s in p.form.states if s.value is not None}:
         return whole
@@ -173,17 +185,17 @@ def kept_kernels(p: Problem, reserved: tuple[str, ...]) -> tuple[tuple[t.Kernel,
         return (), ()
     made: list[Forward] = []
 
-    def make(mode: Mode, name: str) -> t.Kernel:
-        f = Forward(p, reserved)
+    def make(mode: Mode, name: str, columns: Mapping[str, int]) -> t.Kernel:
+        f = Forward(p, reserved, columns)
         f.kept.mode = mode
         first, states = f.k.b.position("first"), f.initial()
         f.k.tokens(first, f.count)
         f.chunk(states)
         made.append(f)
-        return chunk_kernel(name, f, first.name)
+        return chunk_kernel(name, f, first.name, columns)
 
-    kernels = make("stores", "sums_kernel"), make("weights", "weights_kernel")
-    return kernels, made[-1].kept.tensors(p.extents)
+    sums = blocks(p, lambda columns: make("stores", "sums_kernel", columns))
+    return (sums, make("weights", "weights_kernel", WHOLE)), made[-1].kept.tensors(p.extents)
 
 
 def chunk_kernel(name: str, f: Forward, first: str, columns: Mapping[str, int] = WHOLE) -> t.Kernel:
@@ -192,10 +204,11 @@ def chunk_kernel(name: str, f: Forward, first: str, columns: Mapping[str, int] =
     *parts, h, b = grid_of(columns, p)
     grid = (*parts, t.GridAxis(first, N, "tile", f.count, "i"), h, b)
     scalars = ("B", "H", "G", "M", "N", *(c.name for c in p.spec.constants))
-    levels = p.halves and f.kept.mode == "makes"
-    warps = 8 if levels or (f.count * max(p.variant.D, p.variant.E) > 4096 and not columns) else 4
+    large = f.count * max(p.variant.D, p.variant.E) > 4096
+    warps = 8 if large and not columns else 4
+    few = LEVELS.get(f.kept.mode, {}).get(warps, 0) if p.halves and max(p.extents.values()) <= 128 else 0
     body = tuple(f.k.b.scope.statements)
-    return late(prune(t.Kernel(name, grid, tuple(f.k.tensors), scalars, body, t.Config(warps, 1))))
+    return late(prune(t.Kernel(name, grid, tuple(f.k.tensors), scalars, body, t.Config(warps, 1, few))))
 
 
 def carries(f: Forward, states: tuple[Var, ...], depth: int) -> tuple[tuple[t.Carry, ...], tuple[Var, ...]]:

@@ -18,7 +18,6 @@ leave at G_i is x_i . dx_i - w_i . dw_i, channel by channel, times ln 2: a pair'
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -28,7 +27,6 @@ from attncc.schedule.chunk_fading import Sums
 from attncc.schedule.chunk_values import Chunk
 from attncc.tile import nodes as t
 
-LN2 = math.log(2.0)
 ONE, ZERO = Const(1.0, "real"), Const(0.0, "real")
 
 
@@ -125,25 +123,25 @@ class Halves:
 
     # --- backward ---------------------------------------------------------------------------------------------------
 
-    def gradients(self, both: Var) -> tuple[Var, Var, Var, Var]:
-        """(of x, of w, what x and what w leave at their sums of gates) for the gradient of p, mirrored."""
+    def gradients(self, both: Var) -> tuple[Var, Var]:
+        """(of x, of w) for the gradient of p, mirrored; what they leave at the gates is theirs, times x and w."""
         k, b = self.k, self.k.b
-        starts = [b.let("none", self.type, t.Full(ZERO))] * 2
+        starts, narrow = [b.let("none", self.type, t.Full(ZERO))] * 2, k.narrow(both)
         if self.after:  # at a row's own pair, what x and w leave at G_i cancels
             own = k.sum("own", op("where", op("eq", self.at["j"], self.at["i"]), both, ZERO), "j")
             starts = [k.value(op("mul", own, v), "own") for v in (self.w, self.x)]
 
         def turn(level: Level, carried: tuple[Var, ...]) -> Sequence[Var]:
-            mine = k.narrow(self.wide(op("where", op("eq", level.other, level.number), both, ZERO), "mine"))
+            same = op("eq", level.other, level.number)
+            mine = b.let("mine", b.type_of(narrow.name), t.Map(op("where", same, narrow, ZERO)))
             product = k.dot("part", mine, k.rename(level.z), "j", ("i", self.axis))
             part = k.value(op("mul", product, level.factor), "part")
-            more = op("where", level.upper, part, ZERO), op("where", level.upper, ZERO, part)
-            new_x, new_w = (op("add", v, x) for v, x in zip(carried, more, strict=True))
-            return k.value(new_x, "dx"), k.value(new_w, "dw")
+            shares = (k.value(op("where", level.upper, *x), "share") for x in ((ONE, ZERO), (ZERO, ONE)))
+            found = (op("add", v, op("mul", part, x)) for v, x in zip(carried, shares, strict=True))
+            return [k.value(e, hint) for e, hint in zip(found, ("dx", "dw"), strict=True)]
 
         dx, dw = self.levels(tuple(zip(("dx", "dw"), starts, strict=True)), turn)
-        at_x, at_w = (op("mul", op("mul", v, d), LN2) for v, d in ((self.x, dx), (self.w, dw)))
-        return dx, dw, k.value(at_x, "a"), k.value(op("neg", at_w), "a")
+        return dx, dw
 
 
 def mirrored(k: Chunk, a: Var) -> Var:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from attncc.errors import InternalError
 from attncc.expr.build import TRUE, conj, op
-from attncc.expr.nodes import Atom, Const, Expr, Var, free_vars, substitute
+from attncc.expr.nodes import Atom, Const, Expr, Op, Var, free_vars, substitute
 from attncc.ir.free import free
 from attncc.ir.nodes import Contract, Load, Param, Reduce, Spec
 from attncc.passes.mistakes import NotCompiled
@@ -58,6 +58,8 @@ class Chunk:
         """Values that gradients hold fixed."""
         self.known: dict[str, tuple[tuple[str, ...], Callable[[Var], Sequence[Expr]]]] = {}
         """Values that were computed elsewhere: what they depend on, and the gradients of that for theirs."""
+        self.upright = False
+        """Rows stay rows in gradients: what is summed over them is no product."""
         self._lies: dict[str, tuple[str, ...] | None] = {}
         self._turned: dict[str, Var] = {}
         for name in "BHGMN":
@@ -183,6 +185,16 @@ class Chunk:
         row, column = (t.Axis(n, self.b.extent(n)) for n in out)
         return self.b.let(hint, t.Type((row, column), self.real), body)
 
+    def unscaled(self, v: Var) -> tuple[Var, Expr | None]:
+        """(x, c) for a value c * x of what was loaded in 16 bits: a product takes x as it lies in memory."""
+        made = self.b.made.get(v.name)
+        match made.body if isinstance(made, t.Map) and self.upright else None:
+            case Op("mul", (Const() as factor, Var() as x)) if isinstance(self.b.made.get(x.name), t.Cast):
+                narrow = self.b.type_of(self.narrow(x).name)
+                return (x, factor) if narrow.dtype in ("f16", "bf16") else (v, None)
+            case _:
+                return v, None
+
     # --- how products lie -------------------------------------------------------------------------------------------
 
     def fitted(self, a: Var, c: Var, axis: str, axes: tuple[str, ...]) -> tuple[tuple[Var, Var], tuple[str, str]]:
@@ -190,7 +202,7 @@ class Chunk:
 
         Where no order does, what pairs the tokens is made once more, the other way round.
         """
-        first, second = axes if axes[1] == "j" or "j" not in axes else axes[::-1]
+        first, second = axes if axes[1] == "j" or "j" not in axes or self.upright else axes[::-1]
 
         def cost(out: tuple[str, str]) -> int:
             """A pair of tokens is made anew for less than rows of channels; rows stay rows."""

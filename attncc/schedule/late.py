@@ -3,13 +3,13 @@
 rewrite: a = f(x); ...; b = g(a)  -->  ...; a = f(x); b = g(a)
 
 What is computed long before it is read takes registers until then. Statements of a loop stay in it. A loop that only
-computes is a value, too: computed after all that is read with it, and after sums, which are less than their terms.
+computes is a value, too, and computed before what is read with it: a loop leaves little, and all that is there already
+takes registers while it runs.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeGuard
 
 from attncc.expr.nodes import free_vars
 from attncc.tile import nodes as t
@@ -31,16 +31,12 @@ def _body(body: tuple[t.Stmt, ...]) -> tuple[t.Stmt, ...]:
     placed: list[t.Stmt] = []
 
     def place(s: t.Stmt) -> None:
-        for name in sorted(_read(s), key=lambda n: (n in looped, order.get(n, -1))):
+        for name in sorted(_read(s), key=lambda n: (n not in looped, order.get(n, -1))):
             if name in waiting:
                 found = waiting[name]
                 for made in _made(found):
                     del waiting[made]
                 place(found)
-        if isinstance(s, t.For):
-            for smaller in [x for n, x in waiting.items() if n not in looped and _sums(x)]:
-                if smaller.name in waiting:
-                    place(waiting.pop(smaller.name))
         placed.append(replace(s, body=_body(s.body)) if isinstance(s, t.For) else s)
 
     for s in body:
@@ -58,11 +54,6 @@ def _made(s: t.Stmt) -> tuple[str, ...]:
             return tuple(c.name for c in carried)
         case _:
             return ()
-
-
-def _sums(s: t.Stmt) -> TypeGuard[t.Let]:
-    """Whether a statement makes less of more."""
-    return isinstance(s, t.Let) and isinstance(s.op, t.Reduce | t.Dot)
 
 
 def _read(s: t.Stmt) -> set[str]:
