@@ -18,21 +18,20 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from attncc.expr.build import TRUE, ivar, op
-from attncc.expr.nodes import Expr, Var, walk
+from attncc.expr.nodes import Expr, Var
 from attncc.ir.free import free
-from attncc.ir.nodes import Contract
 from attncc.passes.chunk_form import Held, ReadOf, Write
 from attncc.passes.chunk_scale import plain, scaled
 from attncc.passes.chunk_terms import product
 from attncc.schedule.chunk_fading import Bounded, Fading, Gates, Maker, Sums
 from attncc.schedule.chunk_halves import Halves
 from attncc.schedule.chunk_kept import Kept
-from attncc.schedule.chunk_problem import Problem
+from attncc.schedule.chunk_moved import faded
+from attncc.schedule.chunk_problem import Problem, has_product
 from attncc.schedule.chunk_scaled import Scaled
 from attncc.schedule.chunk_values import WHOLE, Chunk
 
 N = ivar("N")
-_SIZES = frozenset("BHGMNDE")
 
 
 class Forward:
@@ -64,6 +63,7 @@ class Forward:
         self.known.clear()
         self.halved: dict[tuple[object, ...], tuple[Var, Var]] = {}
         self.fadings: dict[str, Fading] = {}
+        self.moved: dict[str, Sums] = {}
         self.left: dict[str, tuple[Var | None, ...]] = {}
         self.m = Maker(k, self.kept.sums if self.p.halves else None)
         self.states = dict(zip((s.name for s in form.states), states, strict=True))
@@ -121,8 +121,11 @@ class Forward:
         if s.name not in self.fadings:
             if s.scale:
                 self.fadings[s.name] = Scaled(self.m, s.gate.log, s.log, self.states[s.scale])
-            else:
-                self.fadings[s.name] = Bounded(self.m, None if s.along_key else self.m.gates(s.gate, None))
+                return self.fadings[s.name]
+            gates = None if s.along_key else self.m.gates(s.gate, None)
+            if gates is not None and self.p.separable(s):
+                self.moved[s.name], gates = gates.parts[-1], self.m.fixed_gates(gates)
+            self.fadings[s.name] = Bounded(self.m, gates)
         return self.fadings[s.name]
 
     def channel_gates(self, s: Held) -> dict[str, Gates]:
@@ -155,10 +158,8 @@ class Forward:
         """x, faded since the chunk's start."""
         if ("start", r) not in self.known:
             k, s, summed = self.k, self.held[r.state], r.axis
-            gates, x = self.channel_gates(s), self.wide(r.x, r.axis)
+            gates, x = self.channel_gates(s), self.row_of(r, s)
             along = gates.get(summed.name) if summed is not None else None
-            if along is not None and summed is not None and self.p.halves:
-                _, x = self.gated(r.x, along.parts[0].of(r.after), summed)
             for f in (self.fading(s).start(r.after), self.m.grown(along, r.after) if along is not None else None):
                 x = x if f is None else k.value(op("mul", x, f), "x")
             self.known["start", r] = self.kept.operand(x) if along is not None and self.p.halves else x
@@ -242,37 +243,50 @@ class Forward:
     def gated(self, e: Expr, sums: Var, axis: Var, sign: float = 1.0) -> tuple[Var, Var]:
         """`e` over the rows and a gated axis, and as what is read times 2^sums (2^-sums: what is written)."""
         if ("gated", e, sums, sign) not in self.halved:
-            v = self.wide(e, axis, rows=sign < 0)
-            self.halved["gated", e, sums, sign] = v, self.kept.gated(v, sums, sign)
+            v, behind = self.wide(e, axis, rows=sign < 0), self.kept.behind.get(sums.name, ((sums, 1.0),))
+            self.halved["gated", e, sums, sign] = v, faded(self.k, v, [(x, sign * y) for x, y in behind])
         return self.halved["gated", e, sums, sign]
+
+    def row_of(self, r: ReadOf, s: Held) -> Var:
+        """x, as what is faded since the chunk's start."""
+        gates = self.channel_gates(s).get(r.axis.name) if r.axis is not None else None
+        if r.axis is not None and gates is not None and self.p.halves:
+            return self.gated(r.x, gates.parts[0].of(r.after), r.axis)[1]
+        if r.axis is not None and s.name in self.moved:
+            return self.gated(r.x, self.moved[s.name].of(r.after), r.axis)[1]
+        return self.wide(r.x, r.axis)
 
     def factors(
         self, r: ReadOf, key: Expr, parts: tuple[tuple[Expr, ...], tuple[Expr, ...]]
-    ) -> list[tuple[Expr, Expr, Var]]:
+    ) -> list[tuple[Var, Var, Var]]:
         """x and w along each axis that is summed over: two that are stored as one stay two where both have factors."""
         assert r.axis is not None
-        own = self.held[r.state].axes.groups[0]
+        s = self.held[r.state]
         if all(parts):
-            return list(zip(*parts, own, strict=True))
-        return [(r.x, key, r.axis)]
+            three = zip(*parts, s.axes.groups[0], strict=True)
+            return [(self.wide(x, a), self.key_j(w, a), a) for x, w, a in three]
+        return [(self.row_of(r, s), self.key_j(key, r.axis, s), r.axis)]
 
-    def product(self, x: Expr, w: Expr, axis: Var) -> Var:
+    def product(self, x: Var, w: Var, axis: Var) -> Var:
         """x_i . w_j."""
-        return self.dot("p", self.wide(x, axis), self.key_j(w, axis), axis.name, ("i", "j"))
+        return self.dot("p", x, w, axis.name, ("i", "j"))
 
     def dot(self, hint: str, a: Var, c: Var, axis: str, out: tuple[str, str], start: Var | None = None) -> Var:
         """A product whose operands are made the way it takes them."""
         a, c = (self.k.laid(x, axis, out) for x in (a, c))
         return self.k.dot(hint, a, c, axis, out, start)
 
-    def key_j(self, key: Expr, axis: Var) -> Var:
-        """What is written along an axis, 0 behind the last token, with its tokens on the axis j.
+    def key_j(self, key: Expr, axis: Var, s: Held | None = None) -> Var:
+        """What is written along an axis (into `s`), 0 behind the last token, with its tokens on the axis j.
 
         The result of a product of matrices is made anew with its tokens behind, as a product wants it.
         """
-        known = ("key", key, axis)
+        sums = self.moved[s.name].upto if s is not None and s.name in self.moved else None
+        known = ("key", key, axis, sums)
         if known not in self.known:
-            if _has_product(key) and not self.p.chained(key):
+            if sums is not None:
+                self.known[known] = self.m.as_j(self.gated(key, sums, axis, -1.0)[1])
+            elif has_product(key) and not self.p.chained(key):
                 self.known[known] = self.k.on_j(key, "w")
             else:
                 self.known[known] = self.m.as_j(self.wide(key, axis, rows=True))
@@ -312,13 +326,13 @@ class Forward:
                 part = part if f is None else op("mul", part, f)
             names = [x.name for x in (s.key, s.value) if x is not None]
             return k.value(op("add", total, k.sum("w", k.over(k.value(part, "w"), "i", *names), "i")), s.name)
-        turned = _has_product(w.key) and not self.p.chained(w.key)
+        turned = has_product(w.key) and not self.p.chained(w.key)
         value = k.clean(w.value, "y", rows=True)
         if s.value.name in gates:
             value = k.value(op("mul", value, self.m.left(gates[s.value.name])), "y")
         if self.p.halves and s.key.name in gates:
             return self.added(s, self.operand(s, w), value, total)
-        key = self.key_j(w.key, s.key)
+        key = self.key_j(w.key, s.key, s)
         with k.turned() if turned else nullcontext():
             for f in (rest, self.m.left(gates[s.key.name]) if s.key.name in gates else None):
                 key = key if f is None else k.value(op("mul", key, self.m.as_j(f)), "w")
@@ -343,12 +357,3 @@ class Forward:
         value = self.m.as_j(self.k.over(value, "i", s.value.name))
         row, column = self.k.b.type_of(total.name).names()
         return self.dot(s.name, key, value, "j", (row, column), total)
-
-
-def _has_product(e: Expr) -> bool:
-    """Whether a product of matrices stands in a factor of a write: both sides have another axis than the summed one."""
-    return any(isinstance(n, Contract) and len(_axes(n.a) | _axes(n.b)) > 2 for n in walk(e))
-
-
-def _axes(e: Expr) -> frozenset[str]:
-    return frozenset(v.name for v in free(e)) - {"b", "h", "g"} - _SIZES

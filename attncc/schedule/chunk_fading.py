@@ -15,6 +15,7 @@ from typing import Protocol
 from attncc.expr.build import ivar, op
 from attncc.expr.nodes import Const, Expr, Var
 from attncc.passes.chunk_form import OPEN, Gate
+from attncc.schedule.chunk_moved import fixed
 from attncc.schedule.chunk_values import Chunk
 from attncc.tile import nodes as t
 
@@ -103,6 +104,7 @@ class Maker:
         self.k, self.along = k, along
         self.known: dict[tuple[object, ...], Var] = {}
         self.made: dict[tuple[str, Gate, str], Gates] = {}
+        self.known_gates: dict[tuple[str, Gates], Gates] = {}
 
     def gates(self, gate: Gate, axis: Var | None) -> Gates | None:
         """The running sums of a gate, along an axis if it varies with it; None for a gate of 1."""
@@ -129,6 +131,13 @@ class Maker:
         found = Gates(parts, along, zeros)
         self.made["gates", gate, along] = found
         return found
+
+    def fixed_gates(self, gates: Gates) -> Gates:
+        """The same up to each row, where gradients hold it fixed; of the whole chunk they don't."""
+        if ("fixed", gates) not in self.known_gates:
+            parts = (Sums(fixed(self.k, p.upto), fixed(self.k, p.before), p.last) for p in gates.parts)
+            self.known_gates["fixed", gates] = Gates(tuple(parts), gates.axis)
+        return self.known_gates["fixed", gates]
 
     def sums(self, one: Var) -> Sums:
         """The running sums of a value over the rows."""

@@ -12,7 +12,6 @@ by the order in which a chunk asks for them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
@@ -21,12 +20,12 @@ from attncc.expr.build import conj, ivar, op
 from attncc.expr.nodes import Const, Expr, Op, Var, children, walk
 from attncc.ir.nodes import Contract, Load, Reduce
 from attncc.schedule.chunk_fading import Sums
+from attncc.schedule.chunk_moved import fixed, same
 from attncc.schedule.chunk_values import Chunk
 from attncc.tile import nodes as t
 
 B, H, N = ivar("B"), ivar("H"), ivar("N")
 ONE, ZERO = Const(1.0, "real"), Const(0.0, "real")
-LN2 = math.log(2.0)
 MOST = 16
 """Tensors that have names of their own."""
 Mode = Literal["makes", "stores", "weights", "loads"]
@@ -51,8 +50,8 @@ class Kept:
         self.values: list[tuple[Var, t.Dtype]] = []
         self.number: dict[str, int] = {}
         """Of running sums that were loaded."""
-        self.behind: dict[str, tuple[Var, ...]] = {}
-        """What running sums, held fixed, stand for in gradients; of sums before a row, less the row's own."""
+        self.behind: dict[str, tuple[tuple[Var, float], ...]] = {}
+        """What running sums, held fixed, are sums of in gradients; those before a row lack the row's own."""
 
     def value(self, v: Var, dtype: t.Dtype) -> Var:
         """`v`, or what is stored of it."""
@@ -101,27 +100,12 @@ class Kept:
             upto, last = self.loaded(), self.row(n, Const(self.count - 1, "int"))
             self.number[upto.name] = n
             k.known[last.name] = (one.name,), lambda a: (a,)
-        before = k.value(op("sub", upto, one), "before")
-        moved = b.let("upto", b.type_of(upto.name), t.Map(upto))
+        k.still.add(upto.name)
+        moved = same(k, upto)
         k.known[moved.name] = (one.name,), lambda a: (triangle(k, a, k.variant.dtype, earlier=False),)
-        k.still |= {upto.name, before.name}
-        self.behind[upto.name], self.behind[before.name] = (moved,), (moved, one)
+        before = fixed(k, k.value(op("sub", upto, one), "before"))
+        self.behind[upto.name], self.behind[before.name] = ((moved, 1.0),), ((moved, 1.0), (one, -1.0))
         return Sums(upto, before, last)
-
-    def gated(self, v: Var, sums: Var, sign: float) -> Var:
-        """`v`, which is only read times 2 to the power of `sums`, or of their opposite.
-
-        What that leaves at the sums, all of it, is v times its gradient; the powers themselves are held fixed.
-        """
-        k, behind = self.k, self.behind[sums.name]
-        made = k.b.let(v.name.split("_")[0], k.b.type_of(v.name), t.Map(v))
-
-        def rule(a: Var) -> tuple[Expr, ...]:
-            left = op("mul", op("mul", v, a), sign * LN2)
-            return (a, left, op("neg", left))[: 1 + len(behind)]
-
-        k.known[made.name] = (v.name, *(x.name for x in behind)), rule
-        return made
 
     def row(self, n: int, row: Expr) -> Var:
         """The n-th value at a row of the chunk, or at rows; at the last token, where it has fewer."""

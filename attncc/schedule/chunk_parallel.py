@@ -231,6 +231,8 @@ def groups(p: Problem) -> tuple[tuple[str, ...], ...]:
     if max(p.variant.D, p.variant.E) <= (UNDIVIDED if gated or p.variant.capability < 90 else UNGATED):
         return (p.variant.gradients,)
     axes = {"q": "d", "k": "d", "v": "e"} | {x.name: x.axes[-1].index if x.axes else "" for x in p.spec.params}
+    moved = [s.gate.log for s in p.form.states if p.separable(s)]
+    axes |= {n: "d" for n in read_by(*moved) - {"q", "k", "v"} if axes[n] not in ("d", "e")}
     found: dict[str, list[str]] = {}
     for n in p.variant.gradients:
         found.setdefault(axes[n] if axes[n] in ("d", "e") else "", []).append(n)

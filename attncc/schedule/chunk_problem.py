@@ -61,6 +61,14 @@ class Problem:
         found = {s.name: s for s in self.form.states if s.channels}
         return found, tuple(r for r in self.form.reads if r.state in found)
 
+    def separable(self, s: Held) -> bool:
+        """Whether what a gate of tokens fades is read and written along one axis: its gradient follows from theirs."""
+        if s.gate == OPEN or s.gate.linear is not ONE or s.channels or s.scale or s.scale_of or s.value is None:
+            return False
+        reads = [r for r in self.form.reads if r.state == s.name]
+        plain = all(r.axis is not None and r.axis is s.key and not r.parts and not self.chained(r.x) for r in reads)
+        return plain and not any(w.parts or self.chained(w.key) or has_product(w.key) for w in s.writes)
+
     @property
     def near(self) -> tuple[Expr, ...]:
         """What weights under gates along channels are made of."""
@@ -104,3 +112,12 @@ def _size(e: Expr, spec: Spec) -> int:
 def problem(spec: Spec, variant: Variant) -> Problem:
     """The chunk form of a state program; NotCompiled where it has none."""
     return Problem(spec, chunked(spec, variant.D, variant.E), variant)
+
+
+def has_product(e: Expr) -> bool:
+    """Whether a product of matrices stands in a factor of a write: both sides have another axis than the summed one."""
+    return any(isinstance(n, Contract) and len(_axes(n.a) | _axes(n.b)) > 2 for n in walk(e))
+
+
+def _axes(e: Expr) -> frozenset[str]:
+    return frozenset(v.name for v in free(e)) - {"b", "h", "g"} - frozenset("BHGMNDE")
