@@ -47,6 +47,8 @@ class Forward:
         self.known: dict[tuple[object, ...], Var] = {}
         self.pairs: list[Var] = []
         """Weights under gates along channels, as they are stored."""
+        self.ends: list[Var] = []
+        """Sums along channels that only the output reads."""
 
     def initial(self) -> tuple[Var, ...]:
         """The states before the first token."""
@@ -90,7 +92,9 @@ class Forward:
         """What is kept for all kernels that walk, but the weights."""
         k = self.k
         for e in self.p.sums:
-            k.b.bindings[e] = self.kept.total(k.over(k.value(e, "own"), "i"))
+            behind = e not in self.p.sums_near
+            k.b.bindings[e] = total = self.kept.total(k.over(k.value(e, "own"), "i"), behind)
+            self.ends += [total] if behind else []
         if self.p.halves:
             for s in self.held.values():
                 self.totals(s)

@@ -62,9 +62,14 @@ class Kept:
             self.store(v, dtype)
         return v
 
-    def total(self, v: Var) -> Var:
-        """A sum along channels; its gradient goes on to what is summed up."""
+    def total(self, v: Var, behind: bool) -> Var:
+        """A sum along channels; its gradient goes on to what is summed up. The kernel of weights makes one `behind`."""
         made = self.k.b.made[v.name]
+        if behind and self.mode in ("stores", "weights"):
+            self.values.append((v, self.k.real))
+            if self.mode == "weights":
+                self.store(v, self.k.real)
+            return v
         if self.mode != "makes" or not isinstance(made, t.Reduce):
             return self.value(v, self.k.real)
         self.values.append((v, self.k.real))

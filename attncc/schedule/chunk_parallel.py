@@ -2,7 +2,7 @@
 
     states      the states at every chunk's start, chunk after chunk
     adjoints    the gradients of the states behind every chunk, from the last chunk on, and of the first states
-    pairs       of weights under gates along channels: their gradients, mirrored
+    pairs       of weights under gates along channels: their gradients, mirrored; of sums along channels beside them
     gradients   each chunk by itself, between the two: the gradients of everything that its tokens read
 
 What the first two kernels store is in the inputs' element type where that has 16 bits, as factors of products are: a
@@ -166,7 +166,7 @@ class _Gradients(_Chunks):
         self.tag = f"{name.removeprefix('gradients_kernel')[1:]}_"
         first, new, after, out = self.begin()
         within = self.within(states=False, reads=True)
-        for n, v in enumerate(self.f.pairs):
+        for n, v in enumerate(given(self.p, self.f)):
             if v.name in within.moving:
                 within.of[v.name] = self.pair(n, v)
                 within.given |= {v.name}
@@ -176,27 +176,34 @@ class _Gradients(_Chunks):
         return chunk_kernel(name, self.f, first.name, columns)
 
     def pairs(self) -> tuple[t.Kernel, tuple[t.Tensor, ...]]:
-        """The kernel of the gradients of weights, and where it stores them."""
+        """The kernel of the gradients of weights and of sums along channels, and where it stores them."""
         k, f = self.k, self.f
         f.kept.mode = "loads"
         first, new, after, out = self.begin()
-        names = frozenset(v.name for v in f.pairs)
+        every = given(self.p, f)
+        names = frozenset(v.name for v in every)
         within = Adjoints(k, list(k.b.scope.statements), names)
         within.ends = names
         self.seed(within, new, after, out)
         within.run()
-        dtype, chunk = self.p.variant.dtype, Const(f.count, "int")
-        for n, v in enumerate(f.pairs):
-            k.store(pair_of(n), f.kept.place(v), mirrored(k, within.of[v.name]), f.kept.guard(v), dtype)
-        shape = (B, H, N, chunk)
-        tensors = tuple(t.Tensor(pair_of(n), ("b", "h", "t", "w"), shape, dtype) for n in range(len(f.pairs)))
-        return chunk_kernel("pairs_kernel", f, first.name), tensors
+        tensors = []
+        for n, v in enumerate(every):
+            a, axes = within.of[v.name], k.b.type_of(v.name).axes
+            a = mirrored(k, a) if len(axes) > 1 else k.over(a, "i")
+            shape = (B, H, N, *(Const(x.extent, "int") for x in axes[1:]))
+            tensors.append(t.Tensor(pair_of(n), ("b", "h", "t", "w")[: len(shape)], shape, self.dtype(v)))
+            k.store(pair_of(n), f.kept.place(v), a, f.kept.guard(v), tensors[-1].dtype)
+        return chunk_kernel("pairs_kernel", f, first.name), tuple(tensors)
+
+    def dtype(self, v: Var) -> t.Dtype:
+        """The element type that the gradient of weights or of a sum is stored in."""
+        return self.p.variant.dtype if len(self.k.b.type_of(v.name).axes) > 1 else self.k.real
 
     def pair(self, n: int, v: Var) -> Var:
-        """The gradient of weights as it is stored."""
+        """A gradient as it is stored."""
         k, kept = self.k, self.f.kept
         k.tensors[pair_of(n)] = None
-        type = replace(k.b.type_of(v.name), dtype=self.p.variant.dtype)
+        type = replace(k.b.type_of(v.name), dtype=self.dtype(v))
         load = t.Load(pair_of(n), kept.place(v), k.b.lower(kept.guard(v)))
         return k.cast(k.b.let("pair", type, load), k.real)
 
@@ -237,6 +244,11 @@ def groups(p: Problem) -> tuple[tuple[str, ...], ...]:
     for n in p.variant.gradients:
         found.setdefault(axes[n] if axes[n] in ("d", "e") else "", []).append(n)
     return tuple(map(tuple, found.values()))
+
+
+def given(p: Problem, f: Forward) -> list[Var]:
+    """Values whose gradients one kernel computes for all others, where it does."""
+    return [*f.pairs, *f.ends] if p.halves and read_by(*p.near) & set(p.variant.gradients) else []
 
 
 def pairs_kernel(p: Problem, reserved: tuple[str, ...]) -> tuple[tuple[t.Kernel, ...], tuple[t.Tensor, ...]]:

@@ -93,6 +93,11 @@ class Problem:
         return tuple(e for e in bare if ivar("i") in free(e))
 
     @property
+    def sums_near(self) -> frozenset[Expr]:
+        """Those of weights."""
+        return frozenset(x for e in self.near for x in sums_in(e))
+
+    @property
     def divides(self) -> bool:
         """Whether something may be divided by a read, or by what is 0 in rows that do not exist."""
         inside = (n for e in self.form.bodies for n in walk(e) if isinstance(n, Op) and n.name in _DIVIDE)

@@ -188,7 +188,7 @@ class Chunk:
     def unscaled(self, v: Var) -> tuple[Var, Expr | None]:
         """(x, c) for a value c * x of what was loaded in 16 bits: a product takes x as it lies in memory."""
         made = self.b.made.get(v.name)
-        match made.body if isinstance(made, t.Map) and self.upright else None:
+        match made.body if isinstance(made, t.Map) else None:
             case Op("mul", (Const() as factor, Var() as x)) if isinstance(self.b.made.get(x.name), t.Cast):
                 narrow = self.b.type_of(self.narrow(x).name)
                 return (x, factor) if narrow.dtype in ("f16", "bf16") else (v, None)

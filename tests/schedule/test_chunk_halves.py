@@ -97,6 +97,33 @@ def test_every_access_is_inside(name: str, channels: int, tokens: int) -> None:
     assert all(np.isfinite(known[n]).all() for n in ("out", *(f"d_{n}" for n in gradients)))
 
 
+def test_gates_of_tokens_go_with_queries() -> None:
+    """Their gradient is made of those of queries and keys: no kernel computes them again."""
+    spec = parse((EXAMPLES / "simple_gla.attn").read_text(encoding="utf-8"))
+    variant = Variant("triton", 128, 128, "bf16", (("decay", "bf16"),), gradients=("q", "k", "v", "decay"))
+    pair = driver.programs(spec, variant)
+    assert pair.backward is not None
+    (kernel,) = (k for k in pair.backward.kernels if "d_q" in _stored(k.body))
+    assert any(n.startswith("d_decay") for n in _stored(kernel.body))
+    assert not any(n.startswith("d_decay") for k in pair.backward.kernels if k is not kernel for n in _stored(k.body))
+
+
+@pytest.mark.parametrize("name", ["gla", "rwkv6"])
+def test_levels_share_a_multiprocessor(name: str) -> None:
+    spec = parse((EXAMPLES / f"{name}.attn").read_text(encoding="utf-8"))
+    captured: tuple[tuple[str, t.Dtype], ...] = tuple((p.name, "bf16") for p in spec.params)
+    gradients = ("q", "k", "v", *(p.name for p in spec.params))
+    pair = driver.programs(spec, Variant("triton", 128, 128, "bf16", captured, gradients=gradients))
+    assert pair.backward is not None
+    leveled = [k for k in pair.backward.kernels if k.config.registers]
+    assert [k.name for k in leveled] == ["weights_kernel", "gradients_kernel"]
+    assert all(2 * 32 * k.config.warps * k.config.registers <= 65536 for k in leveled)
+
+
+def _stored(body: tuple[t.Stmt, ...]) -> list[str]:
+    return [s.tensor for s in body if isinstance(s, t.Store)]
+
+
 def _lets(body: tuple[t.Stmt, ...]) -> list[t.Let]:
     inner = [x for s in body if isinstance(s, t.For) for x in _lets(s.body)]
     return [s for s in body if isinstance(s, t.Let)] + inner
