@@ -152,7 +152,8 @@ class Backward:
         at = tuple(k.value(x, "at") for x in s.axes.place)
         type = k.b.type_of(like.name) if at else t.Type((), k.real)
         load = t.Load(given, (ivar("b"), ivar("h"), *at), k.b.lower(inside(self.f, like)) if at else TRUE)
-        return k.over(k.b.let(given, type, load), *k.b.type_of(like.name).names())
+        found = k.over(k.b.let(given, type, load), *k.b.type_of(like.name).names())
+        return found if at else k.value(op("where", inside(self.f, like), found, 0.0), given)
 
     def start(self, name: str, like: Var, chunk: Var) -> Var:
         """The state at the chunk's start."""

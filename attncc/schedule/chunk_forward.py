@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
-from attncc.expr.build import conj, ivar, op
+from attncc.expr.build import TRUE, conj, ivar, op
 from attncc.expr.nodes import Const, Expr, Var
 from attncc.schedule import chunk_segments as segments
 from attncc.schedule.chunk import Forward
@@ -95,10 +95,12 @@ def store_last(f: Forward, states: tuple[Var, ...]) -> None:
     k = f.k
     for s, v in f.plain(states):
         names = k.b.type_of(v.name).names()
-        guard = conj(*(k.inside[n] for n in names), *first_of_all(f, names))
         place = tuple(k.value(x, "at") for x in s.axes.place)
-        value = v if place else k.sum(s.name, v, names[0])  # a number is held over an axis of one element
-        k.store(last_of(s.name), (ivar("b"), ivar("h"), *place), value, guard, k.real)
+        own = conj(*(k.inside[n] for n in names))
+        if not place:  # a number is held over an axis of one element
+            v, own, names = k.sum(s.name, op("where", own, v, 0.0), names[0]), TRUE, ()
+        guard = conj(own, *first_of_all(f, names))
+        k.store(last_of(s.name), (ivar("b"), ivar("h"), *place), v, guard, k.real)
 
 
 def first_of_all(f: Forward, names: tuple[str, ...]) -> list[Expr]:

@@ -98,6 +98,7 @@ for name, form, gradients, sizes in (
     ("ttt_linear", "recurrent", True, dict(M=5, N=5)),
     ("offsets", "recurrent", True, dict(M=9, N=9)),
     ("sums", "chunk", False, dict(M=9, N=9)),
+    ("based", "chunk", True, dict(D=5, E=20, M=19, N=19)),
 ):
     spec = DOCUMENTS.get(name) or file(name)
     attn = attncc.compile(spec, backend="interpret", form=form)
