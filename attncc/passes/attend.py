@@ -6,11 +6,13 @@ rewrite: x[f(j - i), h] in a score                      --> x_by_offset[h, j - i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from attncc.expr.build import ivar, op
-from attncc.expr.nodes import Expr, Op, free_vars, rewrite, substitute, walk
-from attncc.ir.nodes import Contract, Let, Load, Normaliser, S, Spec, Weights
+from attncc.expr.interval import bounds
+from attncc.expr.nodes import Const, Expr, Op, free_vars, rewrite, substitute, walk
+from attncc.ir.nodes import Contract, Let, Load, Normaliser, Param, S, Spec, Weights
 from attncc.passes.mistakes import NotCompiled, TakenName
 
 I, J, H, N, M = (ivar(x) for x in "ijhNM")
@@ -66,7 +68,7 @@ def attend(spec: Spec) -> Attend:
         raise NotCompiled("this normaliser is not compiled yet", w.span)
     mask, normaliser = w.mask, w.normaliser
     product = _product(w.score, spec)
-    score, tables = _tabulate(w.score)
+    score, tables = _tabulate(w.score, {x.name: x for x in spec.params})
     _refuse_other_atoms(score, mask, normaliser, spec)
     return Attend(score, mask, normaliser, product, tables)
 
@@ -100,8 +102,11 @@ def _product(score: Expr, spec: Spec) -> Contract:
             raise NotCompiled("only the inner product `q @ k` is compiled yet", c.span)
 
 
-def _tabulate(score: Expr) -> tuple[Expr, tuple[Table, ...]]:
-    """Reads whose index depends on i and j through j - i alone move to a table by offset."""
+def _tabulate(score: Expr, params: Mapping[str, Param]) -> tuple[Expr, tuple[Table, ...]]:
+    """Reads whose index depends on i and j through j - i alone move to a table by offset.
+
+    Offsets that the mask keeps out may have no place in the tensor: they get that of the nearest one that has.
+    """
     tables: dict[str, Table] = {}
     moved: dict[Expr, Expr] = {}
     for load in (n for n in walk(score) if isinstance(n, Load)):
@@ -113,10 +118,20 @@ def _tabulate(score: Expr) -> tuple[Expr, tuple[Table, ...]]:
             continue
         axes = tuple(sorted({v for x in index for v in free_vars(x)} & {"b", "h", "g"}))
         name = f"{load.tensor}_by_offset{len(tables) or ''}"
-        tables[name] = Table(name, load.tensor, axes, index)
+        ends = (a.size for a in params[load.tensor].axes)
+        tables[name] = Table(name, load.tensor, axes, tuple(map(_inside, index, ends)))
         at = (*(ivar(a) for a in axes), op("add", op("sub", J, I), op("sub", N, 1)))
         moved[load] = Load(name, at, load.sort, load.span)
     return substitute(score, moved), tuple(tables.values())
+
+
+def _inside(e: Expr, size: Expr) -> Expr:
+    """`e` kept in 0 .. size-1, where it moves with the offset and may leave them."""
+    if "o" not in free_vars(e):
+        return e
+    found = bounds(e, {})
+    low = e if found.lo >= 0 else op("max", e, 0)
+    return low if isinstance(size, Const) and found.hi < size.value else op("min", low, op("sub", size, 1))
 
 
 def _by_offset(e: Expr) -> Expr:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import attncc
 from attncc.grammar import parse
 from attncc.reference import evaluate
 from attncc.runtime import reads
@@ -91,3 +92,21 @@ def test_the_message_names_tensor_axis_and_pair() -> None:
     with pytest.raises(OutOfRange, match=r"bias is read at -4 on axis n of size 5, at the pair i = -4, j = 0"):
         reads.check_reads(face.reads, full_sizes({"H": 1, "M": 9, "N": 5, "D": 4}), {})
     reads.check_reads(face.reads, full_sizes({"H": 1, "M": 9, "N": 0, "D": 4}), {})
+
+
+@pytest.mark.parametrize("name", ["lower", "upper"])
+def test_a_table_needs_no_place_for_offsets_that_the_mask_keeps_out(name: str) -> None:
+    index, mask = ("i - j", "j <= i and i - j < 6") if name == "lower" else ("min(5, i - j)", "j <= i")
+    text = (
+        f"attention offsets(table: real[6, h]):\n    score = q @ k / sqrt(D) + table[{index}, h]\n"
+        f"    mask  = {mask}\n    out   = softmax(score) @ v\n"
+    )
+    attention = attncc.compile(text)
+    torch.manual_seed(0)
+    given = {n: torch.randn(1, 2, 20, 16, dtype=torch.float64, requires_grad=True) for n in "qkv"}
+    given["table"] = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
+    out, truth = attention(**given), evaluate(attention._family.spec, given).out
+    mine, true = (torch.autograd.grad(x.sum(), list(given.values())) for x in (out, truth))
+    torch.testing.assert_close(out, truth)
+    for n, a, b in zip(given, mine, true, strict=True):
+        torch.testing.assert_close(a, b, msg=f"d_{n}")
