@@ -48,7 +48,7 @@ def meets(kernel: t.Kernel) -> set[str]:
     return found
 
 
-LEVELS: Mapping[str, Mapping[int, int]] = {"weights": {8: 128}, "makes": {4: 168, 8: 128}}
+LEVELS: Mapping[str, Mapping[int, int]] = {"makes": {4: 168, 8: 128}}
 """Registers of a thread in kernels that go level by level, by their mode and warps: two or three programs share a
 multiprocessor, which hide each other's steps; what does not fit is not read in the loop."""
 

@@ -96,12 +96,19 @@ class Halves:
         upper = k.value(op("eq", op("mod", i, 2), 1), "upper")
         blocks = op("add", op("mul", op("floordiv", i, 2), 2), 1)
         between = self.row(k.value(op("sub", op("mul", blocks, half), 1), "between"))
-        here = op("where", upper, self.at_x, self.at_w) if self.at_x != self.at_w else self.at_w
+        here = self.here(upper)
         gap = k.value(op("neg", op("abs", op("sub", here, between))), "gap")
         factor = b.let("factor", self.type, t.Map(op("exp2", gap)), "at most 0: gates of at most 1")
         z = k.narrow(k.value(op("mul", op("where", upper, self.x, self.w), factor), "z"))
         other = k.value(op("where", upper, op("sub", i, 1), op("add", i, 1)), "other")
         return Level(factor, z, upper, other, j)
+
+    def here(self, upper: Var) -> Var:
+        """The running sums that rows have in their roles: where roles differ, read again instead of held throughout."""
+        if self.at_x == self.at_w:
+            return self.at_w
+        at = op("max", op("sub", self.at["i"], op("where", upper, 1, 0)), 0)
+        return self.row(self.k.value(at, "at"))
 
     # --- forward ----------------------------------------------------------------------------------------------------
 
