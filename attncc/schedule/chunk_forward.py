@@ -200,15 +200,16 @@ def kept_kernels(p: Problem, reserved: tuple[str, ...]) -> tuple[tuple[t.Kernel,
     return (sums, make("weights", "weights_kernel", WHOLE)), made[-1].kept.tensors(p.extents)
 
 
-def chunk_kernel(name: str, f: Forward, first: str, columns: Mapping[str, int] = WHOLE) -> t.Kernel:
-    """A kernel with a program for every chunk of a head."""
+def chunk_kernel(name: str, f: Forward, first: str, columns: Mapping[str, int] = WHOLE, few: int = 0) -> t.Kernel:
+    """A kernel with a program for every chunk of a head, of `few` registers a thread at most."""
     p = f.p
     *parts, h, b = grid_of(columns, p)
     grid = (*parts, t.GridAxis(first, N, "tile", f.count, "i"), h, b)
     scalars = ("B", "H", "G", "M", "N", *(c.name for c in p.spec.constants))
     large = f.count * max(p.variant.D, p.variant.E) > 4096
     warps = 8 if large and not columns else 4
-    few = LEVELS.get(f.kept.mode, {}).get(warps, 0) if p.halves and max(p.extents.values()) <= 128 else 0
+    if p.halves and max(p.extents.values()) <= 128:
+        few = LEVELS.get(f.kept.mode, {}).get(warps, 0)
     body = tuple(f.k.b.scope.statements)
     return late(prune(t.Kernel(name, grid, tuple(f.k.tensors), scalars, body, t.Config(warps, 1, few))))
 

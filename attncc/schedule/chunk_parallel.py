@@ -173,7 +173,8 @@ class _Gradients(_Chunks):
         self.seed(within, new, after, out)
         within.run()
         self.store(within)
-        return chunk_kernel(name, self.f, first.name, columns)
+        few = FEW if self.p.bare and not self.p.gates else 0
+        return chunk_kernel(name, self.f, first.name, columns, few)
 
     def pairs(self) -> tuple[t.Kernel, tuple[t.Tensor, ...]]:
         """The kernel of the gradients of weights and of sums along channels, and where it stores them."""
@@ -223,8 +224,11 @@ class _Gradients(_Chunks):
 PART = 32
 """Channels of a program, where weights under gates along channels go back level by level."""
 UNDIVIDED, UNGATED = 64, 128
-"""Channels up to which one kernel computes all gradients of a chunk, and if tokens have no gates of their own. A kernel
-for each axis reads most inputs once more, but keeps less in registers."""
+"""Channels up to which one kernel computes all gradients of a chunk, and if tokens have no gates of their own, or their
+gradients follow from others'. A kernel for each axis reads most inputs once more, but keeps less in registers."""
+FEW = 128
+"""Registers of a thread that computes all gradients of one state without gates, or next to none spilled: two programs
+share a multiprocessor."""
 
 
 def of_tokens(gate: Gate) -> bool:
@@ -235,7 +239,9 @@ def of_tokens(gate: Gate) -> bool:
 def groups(p: Problem) -> tuple[tuple[str, ...], ...]:
     """The inputs whose gradients one kernel computes: those along one axis together, where there are many channels."""
     gated = any(s.scale or of_tokens(s.gate) or of_tokens(s.beside) for s in p.form.states)
-    if max(p.variant.D, p.variant.E) <= (UNDIVIDED if gated or p.variant.capability < 90 else UNGATED):
+    follows = p.bare and all(map(p.separable, p.form.states))
+    most = UNGATED if (follows or not gated) and p.variant.capability >= 90 else UNDIVIDED
+    if max(p.variant.D, p.variant.E) <= most:
         return (p.variant.gradients,)
     axes = {"q": "d", "k": "d", "v": "e"} | {x.name: x.axes[-1].index if x.axes else "" for x in p.spec.params}
     moved = [s.gate.log for s in p.form.states if p.separable(s)]

@@ -70,6 +70,19 @@ class Problem:
         return plain and not any(w.parts or self.chained(w.key) or has_product(w.key) for w in s.writes)
 
     @property
+    def gates(self) -> bool:
+        """Whether a state fades."""
+        return any(s.scale or s.scale_of or s.gate != OPEN or s.beside != OPEN for s in self.form.states)
+
+    @property
+    def bare(self) -> bool:
+        """Whether one state is all there is, written and read by inputs as they lie in memory, but for numbers."""
+        if len(self.form.states) != 1 or len(self.form.reads) != 1:
+            return False
+        (s,), (r,) = self.form.states, self.form.reads
+        return s.key is not None and all(map(as_it_lies, (r.x, *(x for w in s.writes for x in (w.key, w.value)))))
+
+    @property
     def near(self) -> tuple[Expr, ...]:
         """What weights under gates along channels are made of."""
         states, reads = self.gated
@@ -117,6 +130,16 @@ def _size(e: Expr, spec: Spec) -> int:
 def problem(spec: Spec, variant: Variant) -> Problem:
     """The chunk form of a state program; NotCompiled where it has none."""
     return Problem(spec, chunked(spec, variant.D, variant.E), variant)
+
+
+def as_it_lies(e: Expr) -> bool:
+    """Whether an expression is an input, or a number times one."""
+    match e:
+        case Op("mul" | "div", (a, b)):
+            numbers = [x for x in (a, b) if not any(isinstance(n, Load) for n in walk(x))]
+            return len(numbers) == 1 and all(map(as_it_lies, {a, b} - {*numbers}))
+        case _:
+            return isinstance(e, Load)
 
 
 def has_product(e: Expr) -> bool:

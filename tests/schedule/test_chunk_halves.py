@@ -120,6 +120,21 @@ def test_levels_share_a_multiprocessor(name: str) -> None:
     assert all(2 * 32 * k.config.warps * k.config.registers <= 65536 for k in leveled)
 
 
+@pytest.mark.parametrize(("name", "kernels", "registers"), [("simple_gla", 1, 0), ("mamba2", 3, 0), ("", 1, 128)])
+def test_few_gradients_share_a_kernel(name: str, kernels: int, registers: int) -> None:
+    """One state of inputs as they lie; without gates its kernel leaves room for another program."""
+    plain = "attention plain:\n    state S[d, e]\n    S = S + outer(k, v)\n    out = q @ S / sqrt(D)\n"
+    spec = parse((EXAMPLES / f"{name}.attn").read_text(encoding="utf-8") if name else plain)
+    captured: tuple[tuple[str, t.Dtype], ...] = tuple((p.name, "bf16") for p in spec.params)
+    gradients = ("q", "k", "v", *(p.name for p in spec.params))
+    variant = Variant("triton", 128, 128, "bf16", captured, gradients=gradients, capability=90)
+    backward = driver.programs(spec, variant).backward
+    assert backward is not None
+    found = [k for k in backward.kernels if k.name.startswith("gradients")]
+    assert len(found) == kernels
+    assert all(k.config.registers == registers for k in found)
+
+
 def _stored(body: tuple[t.Stmt, ...]) -> list[str]:
     return [s.tensor for s in body if isinstance(s, t.Store)]
 
