@@ -19,7 +19,7 @@ from attncc.tile.hopper import REGISTERS, SHARED_BYTES
 
 SPILLED_BYTES = 32
 """More than this many stored to local memory make a kernel unfit, unless its loops do without."""
-SPILLED_ONCE = 512
+SPILLED_ONCE = 1024
 """More than this many make it unfit wherever they are."""
 SURE = (12, 9)
 """From this version of CUDA on, assemblers do not mistake descriptors (attncc.runtime.descriptors)."""

@@ -15,7 +15,7 @@ _WORDS = {"": 4, ".64": 8, ".128": 16}
 def spilled_in_loops(image: bytes) -> int | None:
     """Bytes of local memory that a turn of the loops with products moves; None where that can't be told.
 
-    Of a kernel's loops the better half counts: the others hold tiles that need the mask, a turn or two each.
+    Of a kernel's loops the better third counts: the others hold tiles that need the mask or tables, a turn or two each.
     """
     text = _disassembled(image)
     if text is None:
@@ -31,7 +31,7 @@ def spilled_in_loops(image: bytes) -> int | None:
     inner = [x for x in loops if not any(y != x and x[0] <= y[0] and y[1] <= x[1] for y in loops)]
     bodies = [[words for _, words in code[b : e + 1]] for b, e in inner]
     moved = sorted(_moved(body) for body in bodies if any("HGMMA" in w for w in body))
-    return moved[(len(moved) - 1) // 2] if moved else 0
+    return moved[(len(moved) - 1) // 3] if moved else 0
 
 
 def _moved(body: list[str]) -> int:

@@ -8,7 +8,8 @@ A read x[index] of the score gets dS * (d score / d x) at every pair. The indice
     both              an addition at the read's own index, in memory; where sums have one order, a number per pair
 
 A table by offset that has one index beyond some offsets (see attncc.schedule.nearby) is summed by diagonals: a number
-per offset and tile of rows. With more indices beyond them, every pair of every tile would have to be compared.
+per offset and tile of rows. One with an index of its own on each side of them gets the sum of all pairs before them,
+too, where most tiles lie on one side as a whole (see attncc.schedule.beyond); else every pair would be compared.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from attncc.expr.nodes import Const, Expr, Op, Var, free_vars, substitute, walk
 from attncc.ir.nodes import Load
 from attncc.passes.attend import Table
 from attncc.passes.differentiate import gradients
+from attncc.schedule.beyond import beyond
 from attncc.schedule.config import diagonal_tiles
 from attncc.schedule.nearby import Nearby, index_of, nearby
 from attncc.schedule.stream import ZERO, B, G, H, M, N, Problem, varies
 from attncc.tile import nodes as t
 
-Place = Literal["tile", "row", "key", "pair", "diagonal"]
+CONSUMERS = 2
+"""That a program of the partitioned backward has; each stores a sum, or one for each side."""
+Place = Literal["tile", "row", "key", "pair", "diagonal", "side"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,11 @@ class Capture:
     of_z: bool
     buffer: str
     near: Nearby | None = None
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Of what a table tells apart: 0 where pairs lie before it, 1 where some lie behind it."""
+        return () if self.near is None else tuple(n for n, there in enumerate(self.near.sides) if there)
 
 
 def captures(p: Problem) -> tuple[Capture, ...]:
@@ -67,6 +76,21 @@ def _by_distance(p: Problem, c: Capture) -> Capture:
         return c
     near = nearby(table, p.by_row, balanced(p) and not varies(c.factor))
     return c if near is None or near.beyond else replace(c, place="diagonal", near=near)
+
+
+def by_sides(p: Problem, c: Capture) -> tuple[Capture, ...]:
+    """A read of a table that has one index on each side of those it tells apart, as sums of two kinds.
+
+    Pairs before them and pairs behind them are summed by the kernel that walks all tiles, the others by diagonals.
+    """
+    table = next((x for x in p.attend.tables if x.name == c.load.tensor), None)
+    if table is None or c.place != "pair" or c.of_z or varies(c.factor) or beyond(p) is None:
+        return (c,)
+    near = nearby(table, p.by_row, False)
+    if near is None or not near.beyond:
+        return (c,)
+    near = replace(near, beyond=())
+    return replace(c, place="diagonal", near=near), replace(c, place="side", near=near, buffer=f"{c.buffer}_side")
 
 
 def balanced(p: Problem) -> bool:
@@ -121,6 +145,8 @@ def buffer(c: Capture, p: Problem, rows: int) -> t.Tensor:
             tiles, width = op("floordiv", op("add", M, side - 1), side), diagonals(c.near, side)[1]
             more = 0 if c.near.rest is None else side
             return t.Tensor(c.buffer, ("b", "h", "t", "o"), (B, H, tiles, Const(width + more, "int")), real)
+        case "side":
+            return t.Tensor(c.buffer, ("b", "h", "t", "x"), (B, H, tiles, Const(len(c.sides) * CONSUMERS, "int")), real)
         case "pair" if apart(c, p):
             return t.Tensor(c.buffer, ("b", "h", "r", "j"), (B, H, M, N), real)
         case "pair":
@@ -133,8 +159,13 @@ def diagonals(near: Nearby, side: int) -> tuple[int, int]:
     return (first - 1) * side, (last - first + 2) * side
 
 
-def _offset(near: Nearby, side: int) -> Expr:
+def _offset(c: Capture, side: int) -> Expr:
     """The offset that a number of the buffer belongs to."""
+    near = c.near
+    assert near is not None
+    if c.place == "side":
+        ends = [(near.first - 1, near.last + 1)[side] for side in c.sides]
+        return Const(ends[0], "int") if len(ends) == 1 else op("where", op("lt", ivar("x"), CONSUMERS), *ends)
     least, width = diagonals(near, side)
     between = op("max", op("min", op("add", ivar("o"), least), near.last), near.first)
     return between if near.rest is None else op("where", op("lt", ivar("o"), width), between, near.rest)
@@ -174,7 +205,7 @@ def collect(c: Capture, p: Problem, source: t.Tensor, out: t.Tensor, add: bool) 
     table = next((x for x in p.attend.tables if x.name == c.load.tensor), None)
     index = table.index if table is not None else c.load.index
     if table is not None and c.near is not None:
-        index = index_of(table, _offset(c.near, diagonal_tiles(p.variant).rows))
+        index = index_of(table, _offset(c, diagonal_tiles(p.variant).rows))
     if c.place == "pair" and table is None and not apart(c, p):
         index = tuple(ivar(a) for a in source.axes)
     shift = op("sub", N, M)

@@ -14,27 +14,31 @@ outside of the tensor, so that all turns are alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from attncc.expr.build import TRUE, conj, op
 from attncc.expr.nodes import Const, Expr, Var
-from attncc.passes.simplify import scale
-from attncc.passes.stream import LOG2E
-from attncc.schedule.captured import Capture, split_coefficient
+from attncc.schedule.beyond import FIRST_KEY, FIRST_ROW, lies_before
+from attncc.schedule.captured import CONSUMERS, Capture, split_coefficient
 from attncc.schedule.hopper_backward_places import INT, KEYS, Places, State
 from attncc.schedule.hopper_backward_rows import factor_of_ds, sums_of
 from attncc.schedule.hopper_backward_stream import affine, packed
 from attncc.schedule.hopper_backward_turns import NONE
 from attncc.schedule.hopper_config import HopperBackward
 from attncc.schedule.masks import ends_inside
-from attncc.schedule.partitions import WARPS, Ring, parity
+from attncc.schedule.partitions import WARPS, Kind, Ring, parity
 from attncc.schedule.separate import separate
 from attncc.schedule.steps import reads_at_rows
-from attncc.schedule.stream import ZERO, Guards, M, N, Problem, b, g, h
+from attncc.schedule.stream import ZERO, Guards, M, N, Problem, b, g, h, i, j
 from attncc.schedule.stream_backward import Scores, pair_scores, product_gradient, scaled, score_gradient
 from attncc.tile import nodes as t
 
-Turn = Callable[[bool, Expr, Expr, State], State]
+Turn = Callable[[Kind, Expr, Expr, State], State]
+NOTES: Mapping[Kind, str] = {
+    "masked": "queries: tiles that need the mask",
+    "full": "queries: tiles inside the mask",
+    "far": "queries: tiles where tables have one value",
+}
 
 
 def partitioned_keys(p: Problem, plan: HopperBackward, wanted: frozenset[str], found: tuple[Capture, ...]) -> t.Kernel:
@@ -48,16 +52,19 @@ class _Keys(Places):
     # --- the walk over heads and tiles, the same in every partition
 
     def _loops(self, start: Expr, state: State, turn: Turn) -> State:
-        """Every turn of one head: `turn(masked, its number, its tile, state)`."""
-        for masked, count in self.walk.loops(start):
+        """Every turn of one head: `turn(its kind, its number, its tile, state)`."""
+        k, p = self.k, self.p
+        for kind, count in self.walk.loops(start):
 
-            def one(n: Var, state: State, masked: bool = masked) -> State:
+            def one(n: Var, state: State, kind: Kind = kind) -> State:
                 here = n if start is NONE else op("sub", n, start)
-                tile = self.k.b.value(self.walk.tile(here, masked), "tile")
-                return turn(masked, n, tile, state)
+                tile = k.b.value(self.walk.tile(here, kind), "tile")
+                return turn(kind, n, tile, state)
 
-            note = "queries: tiles that need the mask" if masked else "queries: tiles inside the mask"
-            state = self.k.loop(count, "n", "", state, one, note, 1, "asc")
+            if kind == "far" and self.beyond is not None:
+                self.p = k.p = self.beyond.problem
+            state = k.loop(count, "n", "", state, one, NOTES[kind], 1, "asc")
+            self.p = k.p = p
         return state
 
     def _heads(self, state: State, head: Callable[[Expr, State], State]) -> tuple[State, Expr]:
@@ -89,7 +96,7 @@ class _Keys(Places):
                 k.b.add(t.CopyIn(t.Slot(tile, Const(c, "int")), self.seen(tensor), at, bar))
         return self._heads((), lambda start, state: self._loops(start, state, self._fill))[1]
 
-    def _fill(self, masked: bool, n: Expr, tile: Expr, state: State) -> State:
+    def _fill(self, kind: Kind, n: Expr, tile: Expr, state: State) -> State:
         """Waits until the slot of turn `n` is empty and begins to fill it."""
         k, rows = self.k, self.plan.rows
         slot, phase = self.ring.at(k.b, self.at(n))
@@ -111,7 +118,6 @@ class _Keys(Places):
         k = self.k
         self.c, self.mine = c, Const(c, "int")
         k.keys(self.first(c), KEYS)
-        k.parts = separate(scale(self.p.attend.score, LOG2E), self.first(c))
         k.b.axis("i", self.plan.rows)
         self.own = op("lt", k.key, N)
         k.guards = Guards(key=self.own)
@@ -137,14 +143,14 @@ class _Keys(Places):
 
     def _one_head(self, start: Expr, state: State) -> State:
         k = self.k
-        sums = tuple(k.b.let("sum", k.b.over("j"), t.Full(ZERO), f"for {c.load.tensor}") for c in self.found)
+        sums = tuple(k.b.let("sum", k.b.over("j"), t.Full(ZERO), f"for {c.load.tensor}") for c, _ in self.sums)
         final = self._loops(start, (*state, *sums), self._turn)
-        for c, total in zip(self.found, final[len(state) :], strict=True):
-            self._store_sum(c, scaled(k, total, split_coefficient(c.factor)[0], "sum"))
+        for (c, n), total in zip(self.sums, final[len(state) :], strict=True):
+            self._store_sum(c, n, scaled(k, total, split_coefficient(c.factor)[0], "sum"))
         return final[: len(state)]
 
-    def _store_sum(self, c: Capture, total: Var) -> None:
-        """One number per key, or one per consumer."""
+    def _store_sum(self, c: Capture, n: int, total: Var) -> None:
+        """One number per key, or one per consumer and side."""
         k = self.k
         self.seen(c.buffer)
         if c.place == "key":
@@ -153,14 +159,15 @@ class _Keys(Places):
         valid = k.b.value(op("where", self.own, total, ZERO), "sum")
         one = k.b.let("total", t.Type((), self.p.real), t.Reduce("sum", valid.name, "j"))
         number = k.b.value(op("floordiv", self.j0, 2 * KEYS), "program")
-        k.b.add(t.Store(c.buffer, (b, k.head(), number, self.mine), one.name))
+        k.b.add(t.Store(c.buffer, (b, k.head(), number, Const(CONSUMERS * n + self.c, "int")), one.name))
 
-    def _turn(self, masked: bool, n: Expr, tile: Expr, state: State) -> State:
-        k, plan = self.k, self.plan
+    def _turn(self, kind: Kind, n: Expr, tile: Expr, state: State) -> State:
+        k, plan, masked = self.k, self.plan, kind == "masked"
         dk, dv, before, sums = self._parts(state)
         k.slot, phase = self.ring.at(k.b, self.at(n))
         i0 = k.b.value(op("mul", tile, plan.rows), "i0")
         self._rows(masked, i0)
+        k.b.bindings |= {FIRST_KEY: self.j0, FIRST_ROW: op("add", i0, k.shift)}
         k.b.add(t.BarWait(t.Bar(self.ring.full, k.slot), phase))
         self._forget(op("sub", M, i0))
         s = self._product(self.k_tile, self.q_tile, self.d, "s", self._start())
@@ -187,10 +194,9 @@ class _Keys(Places):
             elif plan.hold == "product":
                 known = pair_scores(k, s, self._allowed(masked), self.started)
             ds = score_gradient(k, known, dp, self.p.exponential)
-            dk = self._from_ds(n, ds, dk)
             if sums:
-                dv = self._both(dv, (), len(dk))[0]
-                sums = self._added(sums, ds)
+                sums = self._added(sums, ds, kind == "far")
+            dk = self._from_ds(n, ds, dk)
         later = self._dq(n) if self.exchanged and not plan.lag else ()
         dv, dk = self._both(dv, dk, len(later))
         k.b.add(self.ring.release(k.slot))
@@ -207,7 +213,7 @@ class _Keys(Places):
         """(dK, dV, the turn before, sums)."""
         a = int("k" in self.wanted)
         b = a + int("v" in self.wanted)
-        c = len(state) - len(self.found)
+        c = len(state) - len(self.sums)
         return state[:a], state[a:b], state[b:c], state[c:]
 
     def _product(self, left: str, right: str, channel: t.Axis, hint: str, start: Var | None) -> Var:
@@ -281,14 +287,31 @@ class _Keys(Places):
             self._send(narrow, op("add", n, 1) if self.plan.lag else n)
         return self._accumulate(dk, self._operand(narrow), self.q_tile) if dk else ()
 
-    def _added(self, sums: State, ds: Var) -> State:
+    def _added(self, sums: State, ds: Var, far: bool) -> State:
+        """The sums with this turn's dS; far away all of it is on one side of what tables tell apart."""
         k, out = self.k, []
-        for c, total in zip(self.found, sums, strict=True):
-            _, rest = split_coefficient(c.factor)
-            rest = None if rest is None else separate(rest, self.first(self.c)).whole()
-            part = k.b.let("part", k.b.over("j"), t.Reduce("sum", scaled(k, ds, rest, "share").name, "i"))
+        whole: Var | None = None
+        for (c, n), total in zip(self.sums, sums, strict=True):
+            part: Expr
+            if far and c.near is not None:
+                whole = self._summed(ds) if whole is None else whole
+                values = (ZERO, whole) if c.sides[n] else (whole, ZERO)
+                part = op("where", lies_before(c.near), *values)
+            else:
+                part = self._summed(self._share(c, n, ds))
             out.append(k.b.value(op("add", total, part), "sum"))
         return tuple(out)
+
+    def _summed(self, share: Var) -> Var:
+        return self.k.b.let("part", self.k.b.over("j"), t.Reduce("sum", share.name, "i"))
+
+    def _share(self, c: Capture, n: int, ds: Var) -> Var:
+        """What the turn's pairs add to a sum, its coefficient left out."""
+        if c.near is not None:
+            beyond = (op("lt", j, op("add", i, c.near.first)), op("lt", op("add", i, c.near.last), j))
+            return self.k.b.value(op("where", beyond[c.sides[n]], ds, ZERO), "share")
+        rest = split_coefficient(c.factor)[1]
+        return ds if rest is None else scaled(self.k, ds, separate(rest, self.first(self.c)).whole(), "share")
 
     # --- dQ
 

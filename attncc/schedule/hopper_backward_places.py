@@ -14,6 +14,7 @@ from functools import partial
 
 from attncc.expr.build import op
 from attncc.expr.nodes import Expr, Var
+from attncc.schedule.beyond import beyond
 from attncc.schedule.captured import Capture
 from attncc.schedule.config import Tiles
 from attncc.schedule.hopper_backward_stream import StagedStream, affine, packed, whole
@@ -46,6 +47,8 @@ class Places(Resident):
 
     def __init__(self, p: Problem, plan: HopperBackward, wanted: frozenset[str], found: tuple[Capture, ...]) -> None:
         self.p, self.plan, self.wanted, self.found = p, plan, wanted, found
+        self.sums = tuple((c, n) for c in found for n in range(len(c.sides) if c.place == "side" else 1))
+        """Captures, and of what has sums for sides the number of the side."""
         self.k: StagedStream = StagedStream(p, ("j", "i"))
         self.k.split = {"d": whole(p.variant.D), "e": whole(p.variant.E)}
         self.k.b.reserve((p.own("statistics"), p.own("d_q_sum")))
@@ -55,6 +58,7 @@ class Places(Resident):
         self.exchanged = "q" in wanted
         self.apart = each_head_apart(p)
         self.ahead = plan.ahead if uneven(p.by_key, "j") else 0
+        self.beyond = beyond(p)
 
     def kernel(self) -> t.Kernel:
         p, k = self.p, self.k
@@ -87,7 +91,8 @@ class Places(Resident):
         last = op("sub", op("min", op("add", self.j0, 2 * KEYS), N), 1)
         if not self.apart:
             k.b.bindings[h] = self.head(NONE)
-        seen = visits(k.b, p.by_key, Rows("j", self.j0, last, own, "j", p.rising), Cut(self.plan.rows, M, k.shift))
+        rows, near = Rows("j", self.j0, last, own, "j", p.rising), None if self.beyond is None else self.beyond.near
+        seen = visits(k.b, p.by_key, rows, Cut(self.plan.rows, M, k.shift), near)
         self.walk: Walk = walk_of(k.b, seen, op("lt", N, op("add", self.j0, 2 * KEYS)))
 
     def _room(self) -> bool:

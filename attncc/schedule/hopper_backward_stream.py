@@ -7,10 +7,11 @@ from dataclasses import replace
 from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Var
 from attncc.passes.differentiate import derivative
+from attncc.passes.simplify import scale
 from attncc.passes.stream import LOG2E
 from attncc.schedule.captured import split_coefficient
 from attncc.schedule.config import Channels
-from attncc.schedule.separate import Parts
+from attncc.schedule.separate import Parts, separate
 from attncc.schedule.stream import NEVER, Problem, Stream
 from attncc.tile import nodes as t
 
@@ -32,16 +33,23 @@ class StagedStream(Stream):
 
     statistics: str
     slot: Expr
-    parts: Parts
+
+    @property
+    def parts(self) -> Parts:
+        """The score in base two, split around the first key."""
+        return separate(scale(self.p.attend.score, LOG2E), self.first)
 
     def stat(self, tensor: str, hint: str, other: float = 0.0) -> Var:
         """One number per row, as the turn's tile brings it; log2 Z less what the score has by row."""
-        rows = self.b.extent("i")
-        part = ("i", packed(self.p).index(tensor) * rows, rows)
-        value = self.b.let(hint, self.b.over("i"), t.SharedLoad(t.Slot(self.statistics, self.slot, part)))
+        value = self._sent(tensor, hint)
         if tensor != self.p.own("log_z") or not self.p.exponential or self.parts.query is None:
             return value
         return self.b.value(op("sub", value, self.parts.query), hint)
+
+    def _sent(self, tensor: str, hint: str) -> Var:
+        rows = self.b.extent("i")
+        part = ("i", packed(self.p).index(tensor) * rows, rows)
+        return self.b.let(hint, self.b.over("i"), t.SharedLoad(t.Slot(self.statistics, self.slot, part)))
 
     def log_score(self, score: Expr, allowed: Expr | None) -> Var:
         """The score in base two without its terms by row: those are in the statistics."""
@@ -52,9 +60,7 @@ class StagedStream(Stream):
 
     def started(self, slope: float) -> Var:
         """Where the product's sum starts, so that it ends as the exponent: statistics are in units of the product."""
-        query, self.parts = self.parts.query, replace(self.parts, query=None)
-        start = self.stat(self.p.own("log_z"), "start")
-        self.parts = replace(self.parts, query=query)
+        query, start = self.parts.query, self._sent(self.p.own("log_z"), "start")
         return (
             start if query is None else self.b.value(op("add", start, op("mul", query, 1.0 / (slope * LOG2E))), "start")
         )

@@ -1,4 +1,4 @@
-"""The order in which a program of the backward takes its tiles of queries: those that need the mask come first."""
+"""The order of a program's tiles of queries in the backward: those that need the mask first, those far away last."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Var
 from attncc.passes.simplify import simplify
 from attncc.schedule.builder import Builder
+from attncc.schedule.partitions import Kind
 from attncc.schedule.ranges import Visits
 from attncc.tile import nodes as t
 
@@ -16,37 +17,27 @@ NONE = Const(0, "int")
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """The visited tiles of one head: in rising order, partial pieces before the full one."""
+    """The visited tiles of one head: in rising order, pieces that need the mask first and those far away last."""
 
-    partial: tuple[t.Interval, ...]
-    full: t.Interval | None
-    ends: tuple[Expr, ...]
-    """The turn after each partial piece."""
+    pieces: tuple[tuple[Kind, t.Interval, Expr, Expr], ...]
+    """Tiles of a kind, the first of their turns, the turn after the last."""
     total: Expr
 
-    @property
-    def masked(self) -> Expr:
-        """Turns 0 .. masked-1 need the mask."""
-        return self.ends[-1] if self.ends else NONE
-
-    def loops(self, start: Expr) -> tuple[tuple[bool, t.Count], ...]:
-        """(whether the mask is needed, turns) of each loop, for a head whose turns begin at `start`."""
-        marks = [simplify(op("add", start, n)) for n in (NONE, self.masked, self.total)]
-        found = [(True, t.Count(marks[0], marks[1]))] if self.partial else []
-        if self.full is not None:
-            found.append((False, t.Count(marks[1], marks[2])))
+    def loops(self, start: Expr) -> tuple[tuple[Kind, t.Count], ...]:
+        """(kind, turns) of each loop, for a head whose turns begin at `start`."""
+        found = []
+        for kind in dict.fromkeys(kind for kind, *_ in self.pieces):
+            own = [x for x in self.pieces if x[0] == kind]
+            lo, hi = (simplify(op("add", start, n)) for n in (own[0][2], own[-1][3]))
+            found.append((kind, t.Count(lo, hi)))
         return tuple(found)
 
-    def tile(self, n: Expr, masked: bool) -> Expr:
-        """The tile of turn `n` of a head."""
-        if not masked:
-            assert self.full is not None
-            return _forth(self.full, n, self.masked)
-        starts = (NONE, *self.ends[:-1])
-        pieces = list(zip(self.partial, starts, self.ends, strict=True))
-        last, start, _ = pieces.pop()
+    def tile(self, n: Expr, kind: Kind) -> Expr:
+        """The tile of turn `n` of a head, which is of this kind."""
+        pieces = [x for x in self.pieces if x[0] == kind]
+        _, last, start, _ = pieces.pop()
         e = _forth(last, n, start)
-        for piece, start, end in reversed(pieces):
+        for _, piece, start, end in reversed(pieces):
             e = op("where", op("lt", n, end), _forth(piece, n, start), e)
         return e
 
@@ -58,19 +49,33 @@ def walk_of(b: Builder, visits: Visits, ragged: Expr) -> Walk:
     """
     partial = [p for p in visits.partial.pieces if isinstance(p, t.Interval)]
     assert len(partial) == len(visits.partial.pieces)
-    full: t.Interval | None = None
+    rest: list[tuple[Kind, t.Interval]] = []
     if visits.full is not None and visits.full.pieces:
         (full,) = (x for x in visits.full.pieces if isinstance(x, t.Interval))
-        assert partial[-1].lo is full.hi
-        end = _scalar(b, op("where", ragged, full.lo, full.hi), "full_end")
-        full, partial[-1] = t.Interval(full.lo, end), t.Interval(end, partial[-1].hi)
-    ends: list[Expr] = []
+        first, last = (visits.far[0].lo, visits.far[-1].hi) if visits.far else (full.lo, full.hi)
+        assert partial[-1].lo is last
+        end = _scalar(b, op("where", ragged, first, last), "full_end")
+        partial[-1] = t.Interval(end, partial[-1].hi)
+        rest = [("full", t.Interval(full.lo, _until(b, full, ragged) if visits.far else end))]
+        rest += [("far", t.Interval(x.lo, _until(b, x, ragged))) for x in visits.far]
+    done: list[tuple[Kind, t.Interval, Expr, Expr]] = []
     reached: Expr = NONE
-    for piece in partial:
-        reached = _scalar(b, simplify(op("add", reached, _length(piece))), "turns")
-        ends.append(reached)
-    total = reached if full is None else simplify(op("add", reached, _length(full)))
-    return Walk(tuple(partial), full, tuple(ends), _scalar(b, total, "turns"))
+    pieces: list[tuple[Kind, t.Interval]] = [*(("masked", x) for x in partial), *rest]
+    for n, (kind, piece) in enumerate(pieces):
+        before, reached = reached, simplify(op("add", reached, _length(piece)))
+        if kind == "masked" or n < len(pieces) - 1:
+            reached = _scalar(b, reached, "turns")
+        done.append((kind, piece, before, reached))
+    total = _scalar(b, reached, "turns")
+    if done:
+        kind, piece, before, _ = done.pop()
+        done.append((kind, piece, before, total))
+    return Walk(tuple(done), total)
+
+
+def _until(b: Builder, piece: t.Interval, ragged: Expr) -> Expr:
+    """Where a piece ends: at once, where every tile needs the mask."""
+    return _scalar(b, op("where", ragged, piece.lo, piece.hi), "end")
 
 
 def _forth(piece: t.Interval, n: Expr, start: Expr) -> Expr:

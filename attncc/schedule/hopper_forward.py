@@ -11,18 +11,20 @@ exponentials: P(n - 1) then makes room for P(n), and a third consumer fits.
 A program stays on its multiprocessor: the producer takes one place of the grid after another and fetches the next
 place's tiles while consumers end with theirs.
 
-Masked tiles take the first turns, in a loop of their own. The producer walks the same turns and knows nothing else.
+Masked tiles take the first turns, in a loop of their own; tiles where tables have one value, the last. The producer
+walks the same turns and knows nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
 from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Var, free_vars, walk
 from attncc.ir.nodes import Load
+from attncc.schedule.beyond import FIRST_KEY, FIRST_ROW, beyond
 from attncc.schedule.config import Tiles
 from attncc.schedule.hopper_config import ROOM, HopperForward
 from attncc.schedule.masks import ends_inside
@@ -30,6 +32,7 @@ from attncc.schedule.partitions import (
     WARPS,
     ZERO,
     Buffers,
+    Kind,
     Resident,
     Ring,
     Turns,
@@ -46,6 +49,11 @@ from attncc.schedule.stream_forward import finish, initial_statistics, online, r
 from attncc.tile import nodes as t
 from attncc.tile.nodes import Config
 
+NOTES: Mapping[Kind, str] = {
+    "masked": "keys: tiles that need the mask",
+    "full": "keys: tiles inside the mask",
+    "far": "keys: tiles where tables have one value",
+}
 State = tuple[Var, ...]
 """Statistics, accumulators, and last the weights that are not multiplied yet."""
 
@@ -64,8 +72,7 @@ class _Forward(Resident):
         self.tile = plan.rows * plan.consumers
         self.resident = plan.resident and self._room()
         self.ahead = plan.ahead if uneven(p.by_row, "i") else 0
-        reads = [x for x in walk(p.attend.score) if isinstance(x, Load) and x.tensor not in ("q", "k")]
-        self.by_key = any("j" in free_vars(e) for x in reads for e in x.index)
+        self.beyond = beyond(p)
         n = p.attend.normaliser
         self.stats = 0 if not p.normalised else 2 if plan.early else 3
         """m, l and, where O is rescaled a turn later, what sums of earlier turns are worth."""
@@ -93,7 +100,9 @@ class _Forward(Resident):
         """The program's place in the grid, and the turns it takes there."""
         k = self.k
         k.place(self.r0.name, "h", "b")
-        self.turns: Turns = turns(k.b, visits(k.b, self.p.by_row, self._rows(), Cut(self.plan.keys, N, ZERO)))
+        near = None if self.beyond is None else self.beyond.near
+        seen = visits(k.b, self.p.by_row, self._rows(), Cut(self.plan.keys, N, ZERO), near)
+        self.turns: Turns = turns(k.b, seen)
 
     def _rows(self) -> Rows:
         """The program's rows, as the bounds see them: in a vector, where they must, of a power of two."""
@@ -180,25 +189,27 @@ class _Forward(Resident):
 
     def _walk(self, state: State) -> None:
         """All turns, masked ones first, and the end."""
-        start: Expr = Const(1, "int")
-        state = self._turn(ZERO, True, state)
-        if self.turns.partial:
-            state, start = self._loop(start, self.turns.masked, True, state), self.turns.masked
-        if self.turns.full is not None:
-            state = self._loop(start, self.turns.total, False, state)
+        state = self._turn(ZERO, "masked", state)
+        for kind, start, end in self.turns.loops():
+            state = self._loop(start, end, kind, state)
         if self.out is not self.q:
             self.k.b.add(self.q_ring.release(ZERO))
         self._close(self._product(op("sub", self.turns.total, 1), state))
 
-    def _loop(self, lo: Expr, hi: Expr, masked: bool, state: State) -> State:
-        note = "keys: tiles that need the mask" if masked else "keys: tiles inside the mask"
+    def _loop(self, lo: Expr, hi: Expr, kind: Kind, state: State) -> State:
+        k, p = self.k, self.p
+        if kind == "far" and self.beyond is not None:
+            self.p = k.p = self.beyond.problem
+            k.b.bindings[FIRST_ROW] = k.b.value(op("add", self.r0, k.shift), "first")
 
         def turn(n: Var, state: State) -> State:
-            return self._turn(n, masked, state)
+            return self._turn(n, kind, state)
 
-        return self.k.loop(t.Count(lo, hi), "n", "", state, turn, note, 1, "asc")
+        state = k.loop(t.Count(lo, hi), "n", "", state, turn, NOTES[kind], 1, "asc")
+        self.p = k.p = p
+        return state
 
-    def _turn(self, n: Expr, masked: bool, state: State) -> State:
+    def _turn(self, n: Expr, kind: Kind, state: State) -> State:
         k, first = self.k, isinstance(n, Const)
         slot, phase = self.k_ring.at(k.b, self.at(n))
         k.b.add(t.BarWait(t.Bar(self.k_ring.full, slot), phase))
@@ -219,7 +230,7 @@ class _Forward(Resident):
             k.b.add(self.k_ring.release(slot))
 
         early = (lambda m: end(s, m)) if self.plan.early else (lambda m: None)
-        new, w = self._weights(s, n, masked, stats, early)
+        new, w = self._weights(s, n, kind, stats, early)
         _, phase = self.v_ring.at(k.b, self.at(n))
         k.b.add(t.BarWait(t.Bar(self.v_ring.full, slot), phase))
         if not self.plan.early:
@@ -274,14 +285,13 @@ class _Forward(Resident):
         added = self.k.b.let("added", self.k.b.over("i"), t.Reduce("sum", w.name, "j"))
         return self.k.b.value(op("add", op("mul", l, alpha), added), "l")
 
-    def _weights(
-        self, s: Var, n: Expr, masked: bool, stats: State, between: Callable[[Var], None]
-    ) -> tuple[State, Var]:
+    def _weights(self, s: Var, n: Expr, kind: Kind, stats: State, between: Callable[[Var], None]) -> tuple[State, Var]:
         """The new statistics and the weights of a turn; `between` stands before the exponentials."""
-        k, p = self.k, self.p
-        tile = self.turns.tile(n, masked and not isinstance(n, Const))
+        k, p, masked = self.k, self.p, kind == "masked"
+        tile = self.turns.tile(n, None if isinstance(n, Const) else kind)
         k.keys(k.b.value(op("mul", tile, self.plan.keys), "j0"), self.plan.keys)
-        k.guards = replace(k.guards, key=op("lt", k.key, N) if masked or self.by_key else Guards().key)
+        k.b.bindings[FIRST_KEY] = k.first
+        k.guards = replace(k.guards, key=op("lt", k.key, N) if masked or _by_key(p) else Guards().key)
         score = k.scores(s)
         ends = () if ends_inside(p.by_row.alternatives) else (k.guards.key,)
         allowed = k.allowed(p.by_row.mask, *ends) if masked else None
@@ -327,3 +337,9 @@ class _Forward(Resident):
         plan, rows = self.plan, self.plan.consumers * self.plan.rows
         taken = self._bytes("d", rows) + plan.depth * (self._bytes("d", plan.keys) + self._bytes("e", plan.keys))
         return taken + self._bytes("e", rows) <= ROOM
+
+
+def _by_key(p: Problem) -> bool:
+    """Whether scores read tensors by key."""
+    reads = [x for x in walk(p.attend.score) if isinstance(x, Load) and x.tensor not in ("q", "k")]
+    return any("j" in free_vars(e) for x in reads for e in x.index)

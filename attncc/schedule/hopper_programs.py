@@ -5,7 +5,8 @@ from __future__ import annotations
 from attncc.expr.build import op
 from attncc.expr.nodes import Const, substitute, walk
 from attncc.schedule import steps as plain
-from attncc.schedule.captured import Capture, buffer, captures
+from attncc.schedule.beyond import beyond
+from attncc.schedule.captured import CONSUMERS, Capture, buffer, by_sides, captures
 from attncc.schedule.diagonals import diagonals_kernel
 from attncc.schedule.hopper import backward_refusal
 from attncc.schedule.hopper_backward import partitioned_keys
@@ -34,9 +35,12 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
 
     So does dQ where every sum is added up in one order: the partitioned kernels of all keys add to it as they come.
     """
-    demand, wanted, found = plain.demand(p), p.variant.gradients, captures(p)
-    inside = tuple(c for c in found if c.place in ("key", "tile") and not c.of_z)
-    positions = bool({i, j} & set(walk(substitute(p.attend.score, {p.attend.product: ZERO}))))
+    wanted, far = p.variant.gradients, beyond(p)
+    found = tuple(x for c in captures(p) for x in by_sides(p, c))
+    inside = tuple(c for c in found if c.place in ("key", "tile", "side") and not c.of_z)
+    most = p if far is None or inside else far.problem
+    demand = plain.demand(most)
+    positions = bool({i, j} & set(walk(substitute(most.attend.score, {p.attend.product: ZERO}))))
     crowded = positions or bool(inside) or len(p.by_key.alternatives) > 1
     default = backward_plan(p.variant.D, p.variant.E, demand, crowded, p.exponential)
     how = chosen or overridden(default, p.variant.tiles, "partitioned.backward")
@@ -83,8 +87,9 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
 
 
 def _buffer(c: Capture, p: Problem, how: HopperBackward, rows: int) -> t.Tensor:
-    """The tensor a capture's share is collected in: one number per consumer where no index is left."""
-    if c.place != "tile" or c.of_z:
+    """The tensor a capture's share is collected in: where no index is left one number per consumer and side."""
+    if c.place not in ("tile", "side") or c.of_z:
         return buffer(c, p, how.rows if c.of_z else rows)
     programs = op("floordiv", op("add", N, 2 * KEYS - 1), 2 * KEYS)
-    return t.Tensor(c.buffer, ("b", "h", "t", "x"), (B, H, programs, Const(2, "int")), p.real)
+    numbers = Const(CONSUMERS * (len(c.sides) if c.place == "side" else 1), "int")
+    return t.Tensor(c.buffer, ("b", "h", "t", "x"), (B, H, programs, numbers), p.real)

@@ -57,7 +57,7 @@ def nearby(table: Table, seen: Bounds, balanced: bool) -> Nearby | None:
     if last - first >= WIDEST:
         return None
     outside = [offset for offset, there in zip((first - 1, last + 1), sides, strict=True) if there]
-    beyond = tuple(dict.fromkeys(_index(table, offset) for offset in outside))
+    beyond = tuple(dict.fromkeys(index_at(table, offset) for offset in outside))
     if balanced and len(beyond) == 1:
         return Nearby(first, last, (), sides, outside[0])
     return Nearby(first, last, beyond, sides)
@@ -80,7 +80,7 @@ def _beyond(moving: tuple[Expr, ...], sign: int) -> int | None:
     return hi
 
 
-def _index(table: Table, offset: int) -> tuple[Expr, ...]:
+def index_at(table: Table, offset: int) -> tuple[Expr, ...]:
     """The index at an offset beyond which it stays."""
     at = {OFFSET_OF: Interval(offset, offset)}
     found = []

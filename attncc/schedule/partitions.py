@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Var
@@ -129,33 +130,46 @@ def _scalar(b: Builder, e: Expr, hint: str) -> Expr:
     return e if isinstance(e, Const | Var) else b.value(e, hint)
 
 
+Kind = Literal["masked", "full", "far"]
+"""Of a turn's tile: it needs the mask; it doesn't; tables have one value there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """The visited tiles in the order of their turns: those that need the mask, then those that don't.
+    """The visited tiles in the order of their turns: those that need the mask, those that don't, those far away.
 
     There is always a first turn, and it is masked: a program without tiles masks all of tile 0.
     """
 
-    partial: tuple[t.Interval, ...]
-    full: t.Interval | None
-    ends: tuple[Expr, ...]
-    """The turn after each partial piece."""
+    pieces: tuple[tuple[Kind, t.Interval, Expr, Expr], ...]
+    """Tiles of a kind, the first of their turns, the turn after the last."""
     masked: Expr
     """Turns 0 .. masked-1 need the mask."""
     total: Expr
 
-    def tile(self, n: Expr, masked: bool = False) -> Expr:
-        """The tile of turn `n`: each piece from its far end back. `masked` turns lie in partial pieces."""
-        starts = (ZERO, *self.ends[:-1])
-        pieces = list(zip(self.partial, starts, self.ends, strict=True))
-        if self.full is not None and not (masked and pieces):
-            e = _back(self.full, n, self.ends[-1] if self.ends else ZERO)
-        elif pieces:
-            piece, start, _ = pieces.pop()
-            e = _back(piece, n, start)
-        else:
+    def loops(self) -> tuple[tuple[Kind, Expr, Expr], ...]:
+        """(kind, first turn, the turn after the last) of each kind, but for the very first turn."""
+        found: list[tuple[Kind, Expr, Expr]] = []
+        start: Expr = Const(1, "int")
+        kinds = [kind for kind, *_ in self.pieces]
+        for kind in dict.fromkeys(kinds):
+            last = kind == kinds[-1]
+            end = self.masked if kind == "masked" else self.total if last else self._end(kind)
+            found.append((kind, start, end))
+            start = end
+        return tuple(found)
+
+    def _end(self, kind: Kind) -> Expr:
+        return op("max", [end for k, _, _, end in self.pieces if k == kind][-1], self.masked)
+
+    def tile(self, n: Expr, kind: Kind | None = None) -> Expr:
+        """The tile of turn `n`, which is of a kind where that is known: each piece from its far end back."""
+        pieces = [x for x in self.pieces if kind is None or x[0] == kind]
+        if not pieces:
             return ZERO
-        for piece, start, end in reversed(pieces):
+        _, piece, start, _ = pieces.pop()
+        e = _back(piece, n, start)
+        for _, piece, start, end in reversed(pieces):
             e = op("where", op("lt", n, end), _back(piece, n, start), e)
         return op("max", e, 0) if isinstance(n, Const) else e
 
@@ -167,21 +181,25 @@ def _back(piece: t.Interval, n: Expr, start: Expr) -> Expr:
 
 def turns(b: Builder, visits: Visits) -> Turns:
     """The turns of a program, in scalars of the code before the partitions. The last piece comes first."""
-    partial = tuple(p for p in reversed(visits.partial.pieces) if isinstance(p, t.Interval))
-    assert len(partial) == len(visits.partial.pieces)
-    full = None
-    if visits.full is not None and visits.full.pieces:
-        (only,) = visits.full.pieces
-        assert isinstance(only, t.Interval)
-        full = only
-    ends: list[Expr] = []
-    reached: Expr = ZERO
-    for piece in partial:
-        reached = b.value(simplify(op("add", reached, _length(piece))), "turns")
-        ends.append(reached)
-    masked = _scalar(b, simplify(op("max", reached, 1)), "masked")
-    total = reached if full is None else op("add", reached, _length(full))
-    return Turns(partial, full, tuple(ends), masked, _scalar(b, simplify(op("max", total, 1)), "total"))
+    full = visits.full.pieces if visits.full is not None else ()
+    kinds: tuple[tuple[Kind, tuple[object, ...]], ...] = (
+        ("masked", tuple(reversed(visits.partial.pieces))),
+        ("full", full),
+        ("far", tuple(reversed(visits.far))),
+    )
+    found: list[tuple[Kind, t.Interval, Expr, Expr]] = []
+    masked: Expr = ZERO
+    total: Expr = ZERO
+    for kind, pieces in kinds:
+        for n, piece in enumerate(pieces):
+            assert isinstance(piece, t.Interval)
+            start, end = total, simplify(op("add", total, _length(piece)))
+            more = kind == "masked" or n < len(pieces) - 1 or (kind == "full" and visits.far)
+            total = b.value(end, "turns") if more else end
+            found.append((kind, piece, start, total))
+        masked = total if kind == "masked" else masked
+    atleast = _scalar(b, simplify(op("max", masked, 1)), "masked")
+    return Turns(tuple(found), atleast, _scalar(b, simplify(op("max", total, 1)), "total"))
 
 
 def _length(piece: t.Interval) -> Expr:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from attncc.schedule.beyond import beyond
 from attncc.schedule.captured import buffer, captures
 from attncc.schedule.diagonals import diagonals_kernel
 from attncc.schedule.heads import without_groups
@@ -73,7 +74,9 @@ def _forward_kernel(p: Problem) -> tuple[t.Kernel, str]:
     """The kernel, and why it is not partitioned where that was asked for."""
     if p.variant.target != "gluon":
         return forward_kernel(p, plain_plan(p).forward), ""
-    default = forward_plan(max(p.variant.D, p.variant.E), demand(p), short(p.by_row, "i"))
+    widest, far = max(p.variant.D, p.variant.E), beyond(p)
+    most = p if far is None or widest <= 64 else far.problem  # three consumers have no room for near tiles
+    default = forward_plan(widest, demand(most), short(p.by_row, "i"))
     plan = overridden(default, p.variant.tiles, "partitioned.forward")
     reason = forward_refusal(p, plan)
     if reason:

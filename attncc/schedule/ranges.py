@@ -7,7 +7,7 @@ in the row its extremes are its values at the tile's ends; else it is evaluated 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from attncc.expr.build import TRUE, conj, ivar, op
@@ -51,6 +51,8 @@ class Visits:
 
     partial: t.Ranges
     full: t.Ranges | None
+    far: tuple[t.Interval, ...] = ()
+    """Full ones beyond the offsets that tables tell apart; `full` are the others then."""
 
 
 def uneven(bounds: Bounds, index: str) -> bool:
@@ -63,12 +65,17 @@ def short(bounds: Bounds, index: str) -> bool:
     return any(direction(a.lower, index) != 0 and direction(a.upper, index) != 0 for a in bounds.alternatives)
 
 
-def visits(b: Builder, bounds: Bounds, rows: Rows, cut: Cut) -> Visits:
-    """The ranges of a loop over `bounds.index` in a program that owns a tile of the other index."""
+def visits(b: Builder, bounds: Bounds, rows: Rows, cut: Cut, near: tuple[int, int] | None = None) -> Visits:
+    """The ranges of a loop over `bounds.index` in a program that owns a tile of the other index.
+
+    `near` are the first and last offset j - i that tables tell apart, where tiles beyond them are to have loops of
+    their own.
+    """
     if not bounds.alternatives:
         return Visits(t.Ranges(cut.tile, cut.extent, ()), None)
     if len(bounds.alternatives) == 1:
-        return _one(b, bounds.alternatives[0], rows, cut)
+        found = _one(b, bounds.alternatives[0], rows, cut)
+        return found if near is None or found.full is None else _beyond(b, found, found.full, rows, cut, near)
     return Visits(t.Ranges(cut.tile, cut.extent, _union(b, bounds.alternatives, rows, cut)), None)
 
 
@@ -88,6 +95,19 @@ def _one(b: Builder, a: Alternative, rows: Rows, cut: Cut) -> Visits:
         t.Ranges(cut.tile, cut.extent, partial),
         t.Ranges(cut.tile, cut.extent, (t.Interval(begin, end),), full=True),
     )
+
+
+def _beyond(b: Builder, found: Visits, full: t.Ranges, rows: Rows, cut: Cut, near: tuple[int, int]) -> Visits:
+    """The full tiles in three pieces: those with a pair at an offset near .. and what lies before and behind them."""
+    (piece,) = full.pieces
+    assert isinstance(piece, t.Interval)
+    ends = near if rows.index == "i" else (-near[1], -near[0])
+    first = simplify(_floor(op("add", rows.first, ends[0]), cut))
+    last = simplify(op("add", _floor(op("add", rows.last, ends[1]), cut), 1))
+    begin = b.value(op("max", op("min", first, piece.hi), piece.lo), "near_begin")
+    end = b.value(op("max", op("min", last, piece.hi), begin), "near_end")
+    far = (t.Interval(piece.lo, begin), t.Interval(end, piece.hi))
+    return replace(found, full=replace(full, pieces=(t.Interval(begin, end),)), far=far)
 
 
 def _visited(b: Builder, a: Alternative, rows: Rows, cut: Cut) -> tuple[Expr, Expr]:

@@ -93,6 +93,16 @@ ROWS = (
         {"table": "normal:0.3"},
         DIFFERS,
     ),
+    Row(
+        "table of both sides",
+        "def half(x, size, far) = x if x < size // 2 else "
+        "min(size - 1, size // 2 + floor(log(2 * x / size) / log(2 * far / size) * (size - size // 2)))\n"
+        "attention two_sided(table: real[32, h]):\n"
+        "    score = q @ k / sqrt(D) + table[half(abs(j - i), 16, 128) + (16 if j > i else 0), h]\n"
+        "    out   = softmax(score) @ v\n",
+        {"table": "normal:0.3"},
+        DIFFERS,
+    ),
 )
 
 

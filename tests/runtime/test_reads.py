@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -101,7 +103,7 @@ def test_a_table_needs_no_place_for_offsets_that_the_mask_keeps_out(name: str) -
         f"attention offsets(table: real[6, h]):\n    score = q @ k / sqrt(D) + table[{index}, h]\n"
         f"    mask  = {mask}\n    out   = softmax(score) @ v\n"
     )
-    attention = attncc.compile(text)
+    attention: Any = attncc.compile(text)
     torch.manual_seed(0)
     given = {n: torch.randn(1, 2, 20, 16, dtype=torch.float64, requires_grad=True) for n in "qkv"}
     given["table"] = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)

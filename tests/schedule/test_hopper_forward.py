@@ -22,7 +22,7 @@ from attncc.schedule.stream import Problem
 from attncc.schedule.variant import Layout, Variant
 from attncc.tile.dialect import partitioned, works
 from attncc.tile.interpret import run_program
-from attncc.tile.nodes import Dtype, Kernel, Program
+from attncc.tile.nodes import Dtype, For, Kernel, Let, Load, Partitions, Program
 from attncc.tile.text import dump
 from attncc.tile.text_parse import parse
 from attncc.tile.verify import verify
@@ -63,8 +63,21 @@ TEXTS = {
     mask = j > i + 20
     out  = softmax(q @ k / sqrt(D), sink = sink[h]) @ v
 """,
+    "clipped": """attention clipped(table: real[7, h]):
+    score = q @ k / sqrt(D) + table[max(-3, min(3, j - i)) + 3, h]
+    out   = softmax(score) @ v
+""",
+    "clipped_behind": """attention clipped_behind(table: real[7, h]):
+    score = q @ k / sqrt(D) + table[max(40, min(46, j - i)) - 40, h]
+    out   = softmax(score) @ v
+""",
+    "before": """attention before(table: real[6, h], other: real[9]):
+    score = q @ k / sqrt(D) + table[min(5, abs(i - j)), h] * other[8 - min(8, abs(j - i))]
+    mask  = j <= i
+    out   = softmax(score) @ v
+""",
 }
-"""Biases by row, by key and by pair, several bands, and rows without keys."""
+"""Biases by row, by key and by pair, several bands, rows without keys, and tables that are one number far away."""
 
 SMALL: dict[str, Any] = {"rows": 16, "keys": 16}
 KINDS: dict[str, Dtype] = {"real": "f32", "int": "i32", "bool": "bool"}
@@ -287,3 +300,16 @@ def test_results_do_not_depend_on_the_interleaving() -> None:
     first, *others = (run_program(program, arrays, case.constants, seed=s).outputs for s in range(5))
     for other in others:
         assert all(np.array_equal(first[n], other[n]) for n in first)
+
+
+@pytest.mark.parametrize("name", ["clipped", "before"])
+def test_tiles_far_away_read_their_tables_outside_of_the_loop(name: str) -> None:
+    body = kernel(Case(name, SHAPES["more keys"]).program(**SMALL)).body
+    consumer = next(s for s in body if isinstance(s, Partitions)).parts[0]
+    places = next(s for s in consumer.body if isinstance(s, For))
+    loops = {s.note: s for s in places.body if isinstance(s, For)}
+    reads = {
+        note: any(isinstance(s, Let) and isinstance(s.op, Load) for s in loop.body) for note, loop in loops.items()
+    }
+    near, far = "keys: tiles inside the mask", "keys: tiles where tables have one value"
+    assert reads[near] and not reads[far]
