@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,18 +56,29 @@ class Plan:
 
     def forward(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """(out, lse), or (out,) where there is no lse, and the states that are returned behind."""
+        found = self.every(tensors)
+        return found[: -self.passed] if self.passed else found
+
+    def every(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """What `forward` gives, and behind it what the forward made for itself and a backward wants."""
         args = tensors if self.picks is None else tuple(tensors[p] for p in self.picks)
         return self._run("forward", self.half, args)
 
-    def backward_half(self, needs: tuple[bool, ...], with_lse: bool) -> Half:
-        """The backward that gives the gradients of the tensors at which `needs` holds."""
-        found = self.backwards.get((needs, with_lse))
+    @cached_property
+    def passed(self) -> int:
+        """How many tensors the forward hands to a backward."""
+        return len(self.half.outputs) - 1 - len(self.lasts) if self.half.variant.kept else 0
+
+    def backward_half(self, needs: tuple[bool, ...], with_lse: bool, kept: bool = True) -> Half:
+        """The backward that gives the gradients of the tensors at which `needs` holds; it takes what was `kept`."""
+        kept = kept or not self.passed
+        found = self.backwards.get((needs, with_lse, kept))
         if found is None:
             names = tuple(n for n, need in zip(self.face.inputs, needs, strict=True) if need)
             variant = dataclasses.replace(self.half.variant, gradients=names, lse_gradient=with_lse, tiles=self.behind)
-            found = self._compiled(variant)
+            found = self._compiled(variant if kept else dataclasses.replace(variant, kept=False))
             must_be_partitioned(found, self.forced)
-            self.backwards[(needs, with_lse)] = found
+            self.backwards[(needs, with_lse, kept)] = found
         return found
 
     def _compiled(self, variant: Variant) -> Half:
@@ -84,9 +96,10 @@ class Plan:
         d_lse: Tensor | None,
         needs: tuple[bool, ...],
         d_last: tuple[Tensor | None, ...] = (),
+        kept: tuple[Tensor, ...] = (),
     ) -> list[Tensor | None]:
-        """The gradients of `tensors`, None where `needs` does not hold."""
-        half = self.backward_half(needs, d_lse is not None)
+        """The gradients of `tensors`, None where `needs` does not hold; `kept` is what is made again where missing."""
+        half = self.backward_half(needs, d_lse is not None, bool(kept))
         d_out = torch.zeros_like(out) if d_out is None else d_out
         if self.place.mode != "torch":
             out, d_out = self._as_promised("out", out), self._as_promised("d_out", d_out)
@@ -100,8 +113,9 @@ class Plan:
             named["lse"] = _contiguous(lse)
         if d_lse is not None:
             named["d_lse"] = _contiguous(d_lse)
+        named |= dict(zip(self.half.outputs[len(self.half.outputs) - len(kept) :], kept, strict=True))
         args = tuple(named[n] for n in half.inputs)
-        key = (needs, d_lse is not None, out.stride(), d_out.stride())
+        key = (needs, d_lse is not None, bool(kept), out.stride(), d_out.stride())
         grads = dict(zip(half.outputs, self._run(key, half, args), strict=True))
         return [grads[f"d_{n}"] if need else None for n, need in zip(inputs, needs, strict=True)]
 
@@ -157,14 +171,16 @@ def _contiguous(tensor: Tensor) -> Tensor:
 
 
 class _Attend(torch.autograd.Function):
-    """A call with gradients: saves the inputs, out and lse."""
+    """A call with gradients: saves the inputs, out and lse, and what the forward hands to the backward."""
 
     @staticmethod
     def forward(ctx: Any, plan: Plan, return_lse: bool, *tensors: Tensor) -> Any:
-        outputs = plan.forward(tensors)
-        ctx.plan = plan
-        ctx.has_lse = len(outputs) > 1 and not plan.lasts
-        ctx.save_for_backward(*tensors, *outputs[: 1 + ctx.has_lse])
+        outputs = plan.every(tensors)
+        shown = len(outputs) - plan.passed
+        outputs, kept = outputs[:shown], outputs[shown:]
+        ctx.plan, ctx.kept = plan, len(kept)
+        ctx.has_lse = shown > 1 and not plan.lasts
+        ctx.save_for_backward(*kept, *tensors, *outputs[: 1 + ctx.has_lse])
         ctx.set_materialize_grads(False)
         return outputs if return_lse or plan.lasts else outputs[0]
 
@@ -174,10 +190,10 @@ class _Attend(torch.autograd.Function):
         needs = ctx.needs_input_grad[2:]
         if d_out is None and all(d is None for d in d_rest):
             return (None, None, *(None for _ in needs))
-        saved = ctx.saved_tensors
+        kept, saved = ctx.saved_tensors[: ctx.kept], ctx.saved_tensors[ctx.kept :]
         *tensors, out, lse = saved if ctx.has_lse else (*saved, None)
         d_lse, d_last = (None, d_rest) if ctx.plan.lasts else (d_rest[0] if d_rest else None, ())
-        grads = ctx.plan.backward(tuple(tensors), out, lse, d_out, d_lse, tuple(needs), d_last)
+        grads = ctx.plan.backward(tuple(tensors), out, lse, d_out, d_lse, tuple(needs), d_last, kept)
         return (None, None, *grads)
 
 

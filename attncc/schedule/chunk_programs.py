@@ -10,7 +10,7 @@ from attncc.ir.nodes import Spec
 from attncc.passes.mistakes import NotCompiled
 from attncc.schedule.chunk import Forward
 from attncc.schedule.chunk_backward import chunks_kernel, collected, start_of, starts, states_kernel
-from attncc.schedule.chunk_forward import chunk_count, forward_kernel, kept_kernels, last_tensors, owns_kernel
+from attncc.schedule.chunk_forward import chunk_count, every, forward_kernel, kept_kernels, last_tensors, owns_kernel
 from attncc.schedule.chunk_kept import MOST, kept_of, pair_of
 from attncc.schedule.chunk_parallel import adjoints_kernel, buffers, end_of, gradients_kernels, pairs_kernel
 from attncc.schedule.chunk_parallel import states_kernel as states_of_chunks
@@ -30,10 +30,10 @@ def programs(spec: Spec, variant: Variant) -> Pair:
     p = problem(spec, variant)
     kernel = forward_kernel(p)
     last = last_tensors(p, "f64" if variant.dtype == "f64" else "f32")
-    before, early = _kept(p)
+    before, early, passed = _kept(p)
     cut, pieces, first = _segments(p, kernel)
     steps = (*early, *first, t.Alloc(tensor(p, "out"), like="q"), *(t.Alloc(x) for x in last), t.Launch(kernel.name))
-    outputs = ("out", *(x.name for x in last))
+    outputs = ("out", *(x.name for x in (*last, *passed)))
     forward = t.Program("forward", inputs(p), (*scalars(p), *cut), (*before, *pieces, kernel), steps, outputs)
     if variant.gradients and variant.last and any(s.scale for s in p.form.states):
         span = spec.recurrence.states[0].span if spec.recurrence is not None else None
@@ -57,10 +57,18 @@ def _segments(p: Problem, forward: t.Kernel) -> tuple[tuple[t.Scalar, ...], tupl
     return counts(chunk_count(f), math.prod(tiles)), (kernel,), steps
 
 
-def _kept(p: Problem) -> tuple[tuple[t.Kernel, ...], tuple[t.Step, ...]]:
-    """The kernels of what is kept for all others, and their steps."""
+def _kept(p: Problem, *, again: bool = False) -> tuple[tuple[t.Kernel, ...], tuple[t.Step, ...], tuple[t.Tensor, ...]]:
+    """The kernels of what is kept for all others, their steps, and what passes from the forward to the backward:
+    weights. The rest is larger, and made again."""
     kernels, where = kept_kernels(p, _reserved(p))
-    return kernels, (*(t.Alloc(x) for x in where), *(t.Launch(x.name) for x in kernels))
+    passed: tuple[t.Tensor, ...] = ()
+    if p.variant.kept and kernels:
+        *others, weights = kernels
+        names = {s.tensor for s in every(weights.body) if isinstance(s, t.Store)}
+        passed = tuple(x for x in where if x.name in names)
+        if again:
+            kernels, where = tuple(others), tuple(x for x in where if x not in passed)
+    return kernels, (*(t.Alloc(x) for x in where), *(t.Launch(x.name) for x in kernels)), passed
 
 
 def _backward(p: Problem) -> t.Program:
@@ -86,8 +94,9 @@ def _parallel(p: Problem) -> t.Program:
     gradients, late = gradients_kernels(p, reserved, homes)
     pairs, whole = pairs_kernel(p, reserved)
     last = last_tensors(p, f.k.real)
-    given = (*inputs(p), tensor(p, "out"), tensor(p, "d_out"), *(replace(x, name=f"d_{x.name}") for x in last))
-    before, steps = _kept(p)
+    before, steps, passed = _kept(p, again=True)
+    ends = (replace(x, name=f"d_{x.name}") for x in last)
+    given = (*inputs(p), tensor(p, "out"), tensor(p, "d_out"), *ends, *passed)
     steps += tuple(t.Alloc(x) for x in buffers(p, f))
     steps += (t.Launch(states.name), *(t.Alloc(s.buffer) for s in early), t.Launch(adjoints.name))
     steps += (*(t.Alloc(x) for x in whole), *(t.Alloc(s.buffer) for s in late))

@@ -67,6 +67,8 @@ class Variant:
     """The forward also returns every state behind the last token, `NAME_last`; the backward takes `d_NAME_last`."""
     in_place: bool = False
     """The forward writes the states behind the last token over `NAME_first`."""
+    kept: bool = False
+    """The forward of a state program also returns what it made for itself and a backward wants, which takes it."""
     single: bool = False
     """Of such a forward: there is one token, and one row."""
 
