@@ -32,6 +32,8 @@ class Sums:
     upto: Var
     before: Var
     last: Var
+    each: Var | None = None
+    """What every token adds, where all add the same."""
 
     def of(self, after: bool) -> Var:
         """The sum that a read has."""
@@ -135,7 +137,10 @@ class Maker:
     def fixed_gates(self, gates: Gates) -> Gates:
         """The same up to each row, where gradients hold it fixed; of the whole chunk they don't."""
         if ("fixed", gates) not in self.known_gates:
-            parts = (Sums(fixed(self.k, p.upto), fixed(self.k, p.before), p.last) for p in gates.parts)
+            parts = []
+            for p in gates.parts:
+                each = None if p.each is None else fixed(self.k, p.each)
+                parts.append(Sums(fixed(self.k, p.upto), fixed(self.k, p.before), p.last, each))
             self.known_gates["fixed", gates] = Gates(tuple(parts), gates.axis)
         return self.known_gates["fixed", gates]
 
@@ -168,7 +173,7 @@ class Maker:
         i = k.b.let("i", t.Type((k.b.axis("i", k.b.extent("i")),), "i32"), t.Iota(Const(0, "int")))
         after, before = (op("min", op("add", i, n), there) if n else op("min", i, there) for n in (1, 0))
         counts = zip((after, before, op("min", k.b.extent("i"), there)), ("upto", "before", "last"), strict=True)
-        return Sums(*(k.value(op("mul", one, op("real", n)), hint) for n, hint in counts))
+        return Sums(*(k.value(op("mul", one, op("real", n)), hint) for n, hint in counts), one)
 
     def fixed(self, v: Var) -> Var:
         """A value that gradients hold fixed."""
@@ -218,9 +223,27 @@ class Maker:
         (axis,) = self.k.b.type_of(v.name).names()
         return self.k.b.let("m", t.Type((), self.k.real), t.Reduce("max", v.name, axis))
 
-    def seen(self, after: bool) -> Expr:
-        """Whether row i reads what row j wrote."""
-        return op("le" if after else "lt", self.k.at["j"], self.k.at["i"])
+    def seen(self, after: bool, *, alike: bool = False) -> Expr:
+        """Whether row i reads what row j wrote; of chunks that are `alike`, by their numbers in it."""
+        at = self.numbers() if alike else self.k.at
+        return op("le" if after else "lt", at["j"], at["i"])
+
+    def numbers(self) -> dict[str, Var]:
+        """The rows of any chunk."""
+        k = self.k
+        for n in "ij":
+            if ("number", n) not in self.known:
+                type = t.Type((t.Axis(n, k.b.extent("i")),), "i32")
+                self.known["number", n] = k.b.let(n, type, t.Iota(Const(0, "int")), depth=0)
+        return {n: self.known["number", n] for n in "ij"}
+
+    def gap(self, p: Sums, after: bool) -> Expr:
+        """G_i - G_j of one part."""
+        if p.each is None:
+            return op("sub", p.of(after), self.as_j(p.upto))
+        at = self.numbers()
+        steps = op("sub", at["i"], at["j"] if after else op("add", at["j"], 1))
+        return op("mul", p.each, op("real", steps))
 
     def as_j(self, v: Var) -> Var:
         """A value of the tokens on the axis j."""
@@ -234,12 +257,11 @@ class Maker:
 
     def between(self, gates: Gates, after: bool) -> Var:
         """2^(G_i - G_j) where row i reads row j, else 0."""
-        gap = _sum([op("sub", p.of(after), self.as_j(p.upto)) for p in gates.parts])
-        found = self.power(op("where", self.seen(after), gap, NEVER), "gates of at most 1, from j to i")
+        gap, alike = _sum([self.gap(p, after) for p in gates.parts]), all(p.each is not None for p in gates.parts)
+        seen = self.seen(after, alike=alike)
+        found = self.power(op("where", seen, gap, NEVER), "gates of at most 1, from j to i")
         z = gates.zeros
-        if z is None:
-            return found
-        return self.past(found, op("sub", z.count.of(after), self.as_j(z.count.upto)), z.gate_of(after))
+        return found if z is None else self.past(found, self.gap(z.count, after), z.gate_of(after))
 
     def grown(self, gates: Gates, after: bool) -> Var:
         """2^G_i."""
