@@ -173,7 +173,8 @@ class Maker:
         i = k.b.let("i", t.Type((k.b.axis("i", k.b.extent("i")),), "i32"), t.Iota(Const(0, "int")))
         after, before = (op("min", op("add", i, n), there) if n else op("min", i, there) for n in (1, 0))
         counts = zip((after, before, op("min", k.b.extent("i"), there)), ("upto", "before", "last"), strict=True)
-        return Sums(*(k.value(op("mul", one, op("real", n)), hint) for n, hint in counts), one)
+        upto, earlier, last = (k.value(op("mul", one, op("real", n)), hint) for n, hint in counts)
+        return Sums(upto, earlier, last, one)
 
     def fixed(self, v: Var) -> Var:
         """A value that gradients hold fixed."""
