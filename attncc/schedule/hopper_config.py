@@ -120,23 +120,33 @@ class HopperBackward:
     """Registers of a thread before partitions trade them."""
 
 
-def backward_plan(D: int, E: int, demand: Demand, crowded: bool = False, plain: bool = True) -> HopperBackward:
-    """The default for these channels.
+@dataclass(frozen=True, slots=True)
+class Burden:
+    """What registers of the backward hold beside what every score needs."""
 
-    `crowded` says that scores or masks need more than the product and a comparison, or that sums are kept beside dK
-    and dV; `plain` that weights are exponentials.
-    """
-    found = _backward_plan(D, E, demand, crowded, plain)
+    positions: bool = False
+    """Scores are made of positions, too."""
+    sums: bool = False
+    """Sums are kept beside dK and dV, or masks need more than a comparison."""
+    curved: bool = False
+    """Weights are no exponentials."""
+    far: bool = False
+    """Most tiles lie where tables have one value, and need no positions."""
+
+
+def backward_plan(D: int, E: int, demand: Demand, burden: Burden = Burden()) -> HopperBackward:
+    """The default for these channels."""
+    found = _backward_plan(D, E, demand, burden)
     return changed(found, BACKWARD.get(class_of(max(D, E), demand), ""))
 
 
-def _backward_plan(D: int, E: int, demand: Demand, crowded: bool, plain: bool) -> HopperBackward:
-    hold: Literal["weights", "product"] = "weights" if plain and not demand.curved else "product"
-    crowded = crowded or hold == "product" or demand.reads_pairs
-    calm = crowded or demand.reads_rows
+def _backward_plan(D: int, E: int, demand: Demand, burden: Burden) -> HopperBackward:
+    hold: Literal["weights", "product"] = "product" if burden.curved or demand.curved else "weights"
+    crowded = burden.sums or hold == "product" or demand.reads_pairs
+    calm = crowded or burden.positions or demand.reads_rows
     if max(D, E) > 64:
         share: Literal["columns", "keys"] = "columns" if D > 64 else "keys"
         return HopperBackward(share=share, hold=hold, calm=calm, resident=hold == "weights")
     if crowded:
-        return HopperBackward(share="keys", hold=hold, resident=hold == "weights")
+        return HopperBackward(share="keys", hold=hold, resident=hold == "weights", started=burden.far)
     return HopperBackward(rows=128, share="rows", started=True, calm=calm)

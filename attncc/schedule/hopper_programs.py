@@ -19,7 +19,7 @@ from attncc.schedule.hopper_backward_rows import (
     statistics,
     statistics_kernel,
 )
-from attncc.schedule.hopper_config import HopperBackward, backward_plan
+from attncc.schedule.hopper_config import Burden, HopperBackward, backward_plan
 from attncc.schedule.overrides import overridden
 from attncc.schedule.partitions import counter
 from attncc.schedule.prune import prune
@@ -41,8 +41,9 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
     most = p if far is None or inside else far.problem
     demand = plain.demand(most)
     positions = bool({i, j} & set(walk(substitute(most.attend.score, {p.attend.product: ZERO}))))
-    crowded = positions or bool(inside) or len(p.by_key.alternatives) > 1
-    default = backward_plan(p.variant.D, p.variant.E, demand, crowded, p.exponential)
+    sums = bool(inside) or len(p.by_key.alternatives) > 1
+    burden = Burden(positions, sums, curved=not p.exponential, far=far is not None)
+    default = backward_plan(p.variant.D, p.variant.E, demand, burden)
     how = chosen or overridden(default, p.variant.tiles, "partitioned.backward")
     refused = backward_refusal(p)
     if refused:
