@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -65,7 +66,7 @@ class Plan:
     """attncc is also timed with the gradients of captured tensors."""
     strict: bool = False
     """What attncc refuses is raised, not noted."""
-    warmup_ms: float = 5.0
+    warmup_ms: float = 25.0
     pending: tuple[Future[None], ...] = ()
     """Compilations that have to end before anything is timed."""
     measure_ms: float = 20.0
@@ -219,10 +220,9 @@ def _percent(e: float) -> str:
 
 
 def take_turns(running: Sequence[Running], plan: Plan, device: torch.device) -> None:
-    """Everyone is timed once a round; each round begins with another."""
+    """Everyone is timed once a round, in an order drawn for it: what ran before heats the GPU for what comes next."""
     for n in range(plan.rounds):
-        turn = n % max(len(running), 1)
-        for r in (*running[turn:], *running[:turn]):
+        for r in random.Random(n).sample(running, len(running)):
             for which, call in r.calls.items():
                 times = r.entry.forward if which == "forward" else r.entry.backward
                 times.append(milliseconds(call, device, plan.warmup_ms, plan.measure_ms))
