@@ -12,6 +12,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -95,24 +96,47 @@ def pair(out: Callable[[], Tensor], leaves: list[Tensor]) -> list[Callable[[], A
     return [forward, lambda: torch.autograd.grad(made, leaves, d_out, retain_graph=True, allow_unused=True)]
 
 
+@dataclass(frozen=True)
+class Theirs:
+    """A call of fla's, with tensors in its layout that want the gradients which ours do."""
+
+    name: str
+    tensors: tuple[Tensor, ...]
+
+    def __call__(self) -> Tensor:
+        found: Tensor = FLA[self.name](importlib.import_module("fla.ops"), list(self.tensors))[0]
+        return found
+
+
+def theirs(name: str, x: dict[str, Tensor]) -> dict[str, Theirs]:
+    """fla's call by its name, once it has run; nothing where there is none."""
+    if name not in FLA or importlib.util.find_spec("fla") is None:
+        return {}
+    call = Theirs(name, tuple(_turned(t).requires_grad_(t.requires_grad) for t in x.values()))
+    try:
+        call()
+    except Exception as error:  # what it refuses is no result of ours
+        print(f"  fla: {type(error).__name__}: {str(error)[:120]}")
+        return {}
+    return {"fla": call}
+
+
+def _turned(t: Tensor) -> Tensor:
+    return t.detach().transpose(1, 2).contiguous() if t.dim() > 2 else t.detach().clone()
+
+
+def compiled(name: str) -> Any:
+    """An attention of the table, in plain Triton."""
+    return attncc.compile(WRITTEN.get(name, EXAMPLES / f"{name}.attn"), backend="triton")
+
+
 def measure(name: str, attention: Any, device: torch.device) -> dict[str, float]:
     """Milliseconds of both, in turns."""
     x = given(attention, LARGE, device)
     x |= {n: x[n].detach() for n in FIXED.get(name, ())}
     calls = {"": pair(lambda: attention(**x), [t for t in x.values() if t.requires_grad])}
-    if name in FLA and importlib.util.find_spec("fla") is not None:
-        ops = importlib.import_module("fla.ops")
-        y = [t.detach().transpose(1, 2).contiguous() if t.dim() > 2 else t.detach() for t in x.values()]
-        leaves = [t.requires_grad_() for t in (y[:3] if name == "retention" else y)]
-
-        def theirs() -> Tensor:
-            found: Tensor = FLA[name](ops, y)[0]
-            return found
-
-        try:
-            calls["fla "] = pair(theirs, leaves)
-        except Exception as error:  # what it refuses is no result of ours
-            print(f"  fla: {type(error).__name__}: {str(error)[:120]}")
+    for call in theirs(name, x).values():
+        calls["fla "] = pair(call, [t for t in call.tensors if t.requires_grad])
     taken: dict[str, list[float]] = {}
     for _ in range(3):
         for who, (forward, backward) in calls.items():
@@ -126,7 +150,7 @@ def main() -> None:
     device, rows = torch.device("cuda"), {}
     target = sys.argv[1] if len(sys.argv) > 1 else ""
     for name in sys.argv[2:] or (*WRITTEN, *NAMES):
-        attention = attncc.compile(WRITTEN.get(name, EXAMPLES / f"{name}.attn"), backend="triton")
+        attention = compiled(name)
         errors = check(attention, device)
         worst = max(errors, key=lambda n: errors[n])
         print(f"{name}: worst {worst} {errors[worst]:.1e} {'ok' if errors[worst] < BAR else 'FAILED ' + str(errors)}")
