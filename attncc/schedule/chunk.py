@@ -67,7 +67,7 @@ class Forward:
         self.fadings: dict[str, Fading] = {}
         self.moved: dict[str, Sums] = {}
         self.left: dict[str, tuple[Var | None, ...]] = {}
-        self.m = Maker(k, self.kept.sums if self.p.halves else None)
+        self.m = Maker(k, self.kept.sums if self.p.halves else None, self.kept.running if self.p.of_tokens else None)
         self.states = dict(zip((s.name for s in form.states), states, strict=True))
         self.held = {s.name: s for s in form.states}
         scales: dict[Expr, Expr] = {}
@@ -129,7 +129,8 @@ class Forward:
             gates = None if s.along_key else self.m.gates(s.gate, None)
             if gates is not None and self.p.separable(s):
                 self.moved[s.name], gates = gates.parts[-1], self.m.fixed_gates(gates)
-            self.fadings[s.name] = Bounded(self.m, gates)
+            keep = (lambda v: self.kept.value(v, self.k.real)) if self.p.of_tokens else None
+            self.fadings[s.name] = Bounded(self.m, gates, keep)
         return self.fadings[s.name]
 
     def channel_gates(self, s: Held) -> dict[str, Gates]:

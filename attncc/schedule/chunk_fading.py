@@ -102,8 +102,11 @@ class Fading(Protocol):
 class Maker:
     """Gates and powers of one chunk; equal ones are made once."""
 
-    def __init__(self, k: Chunk, along: Callable[[Var], Sums] | None = None) -> None:
-        self.k, self.along = k, along
+    def __init__(
+        self, k: Chunk, along: Callable[[Var], Sums] | None = None, running: Callable[[Var], Sums] | None = None
+    ) -> None:
+        """What makes the running sums of gates along a channel and of the token, where that is not done here."""
+        self.k, self.along, self.running = k, along, running or self.sums
         self.known: dict[tuple[object, ...], Var] = {}
         self.made: dict[tuple[str, Gate, str], Gates] = {}
         self.known_gates: dict[tuple[str, Gates], Gates] = {}
@@ -156,7 +159,7 @@ class Maker:
     def in_parts(self, one: Var) -> tuple[Sums, Sums]:
         """The running sums of the whole numbers next to a value's elements, and of what is left of them."""
         whole = self.fixed(self.k.value(op("real", op("floor", op("add", one, 0.5))), "whole"))
-        return self.sums(whole), self.sums(self.k.value(op("sub", one, whole), "part"))
+        return self.running(whole), self.running(self.k.value(op("sub", one, whole), "part"))
 
     def level(self, log: Expr) -> tuple[Sums, ...]:
         """The running sums of a value that all tokens share, in the same parts: nothing where they do not."""
@@ -295,6 +298,11 @@ class Bounded:
 
     m: Maker
     gates: Gates | None
+    keep: Callable[[Var], Var] | None = None
+    """Takes its powers, and gives what they are read from."""
+
+    def kept(self, v: Var) -> Var:
+        return v if self.keep is None else self.keep(v)
 
     def pair(self, after: bool) -> Expr:
         if self.gates is None:
@@ -302,10 +310,10 @@ class Bounded:
         return self.m.between(self.gates, after)
 
     def start(self, after: bool) -> Var | None:
-        return None if self.gates is None else self.m.grown(self.gates, after)
+        return None if self.gates is None else self.kept(self.m.grown(self.gates, after))
 
     def rest(self) -> Var | None:
-        return None if self.gates is None else self.m.left(self.gates)
+        return None if self.gates is None else self.kept(self.m.left(self.gates))
 
     def total(self) -> Var | None:
-        return None if self.gates is None else self.m.total(self.gates)
+        return None if self.gates is None else self.kept(self.m.total(self.gates))

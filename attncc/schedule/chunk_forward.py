@@ -183,7 +183,7 @@ def _owns_kernel(p: Problem, f: Forward, columns: Mapping[str, int]) -> t.Kernel
 
 def kept_kernels(p: Problem, reserved: tuple[str, ...]) -> tuple[tuple[t.Kernel, ...], tuple[t.Tensor, ...]]:
     """What a chunk needs no state for, then its weights, which read some of it; where all is stored."""
-    if not p.halves:
+    if not p.halves and not p.of_tokens:
         return (), ()
     made: list[Forward] = []
 
@@ -197,7 +197,8 @@ def kept_kernels(p: Problem, reserved: tuple[str, ...]) -> tuple[tuple[t.Kernel,
         return chunk_kernel(name, f, first.name, columns)
 
     sums = blocks(p, lambda columns: make("stores", "sums_kernel", columns))
-    return (sums, make("weights", "weights_kernel", WHOLE)), made[-1].kept.tensors(p.extents)
+    weights = (make("weights", "weights_kernel", WHOLE),) if p.halves else ()
+    return (sums, *weights), made[-1].kept.tensors(p.extents)
 
 
 def chunk_kernel(name: str, f: Forward, first: str, columns: Mapping[str, int] = WHOLE, few: int = 0) -> t.Kernel:
@@ -210,8 +211,10 @@ def chunk_kernel(name: str, f: Forward, first: str, columns: Mapping[str, int] =
     warps = 8 if large and not columns else 4
     if p.halves and max(p.extents.values()) <= 128:
         few = LEVELS.get(f.kept.mode, {}).get(warps, 0)
-    body = tuple(f.k.b.scope.statements)
-    return late(prune(t.Kernel(name, grid, tuple(f.k.tensors), scalars, body, t.Config(warps, 1, few))))
+    found = prune(t.Kernel(name, grid, tuple(f.k.tensors), scalars, tuple(f.k.b.scope.statements)))
+    if spans(found) <= {"i"}:
+        warps = 1
+    return late(replace(found, config=t.Config(warps, 1, few)))
 
 
 def carries(f: Forward, states: tuple[Var, ...], depth: int) -> tuple[tuple[t.Carry, ...], tuple[Var, ...]]:

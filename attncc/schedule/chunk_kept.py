@@ -112,6 +112,22 @@ class Kept:
         self.behind[upto.name], self.behind[before.name] = ((moved, 1.0),), ((moved, 1.0), (one, -1.0))
         return Sums(upto, before, last)
 
+    def running(self, one: Var) -> Sums:
+        """The running sums of a value of the tokens: as they are stored."""
+        k, b = self.k, self.k.b
+        type = b.type_of(one.name)
+        if self.mode == "stores":
+            upto = self.value(b.let("upto", type, t.Scan("sum", one.name, "i")), k.real)
+            last = b.let("last", t.Type((), k.real), t.Reduce("sum", one.name, "i"))
+        else:
+            n = len(self.values)
+            self.values.append((one, k.real))
+            rows = b.let("i", t.Type(type.axes, "i32"), t.Iota(Const(0, "int")))
+            upto, last = self.row(n, rows), self.row(n, Const(self.count - 1, "int"))
+            k.known[upto.name] = (one.name,), lambda a: (b.let("a", type, t.Scan("sum", a.name, "i", True)),)
+            k.known[last.name] = (one.name,), lambda a: (a,)
+        return Sums(upto, k.value(op("sub", upto, one), "before"), last)
+
     def row(self, n: int, row: Expr) -> Var:
         """The n-th value at a row of the chunk, or at rows; at the last token, where it has fewer."""
         k = self.k

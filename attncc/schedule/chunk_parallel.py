@@ -162,7 +162,8 @@ class _Gradients(_Chunks):
         return self.homes.get(load.tensor) if plain and self.count[load.tensor] == 1 else None
 
     def kernel(self, name: str, columns: Mapping[str, int]) -> t.Kernel:
-        self.f.kept.mode = "makes" if self.wanted & read_by(*self.p.near, *self.p.sums) else "loads"
+        near = (*self.p.near, *self.p.sums, *(s.gate.log for s in self.p.form.states if self.p.of_tokens))
+        self.f.kept.mode = "makes" if self.wanted & read_by(*near) else "loads"
         self.tag = f"{name.removeprefix('gradients_kernel')[1:]}_"
         first, new, after, out = self.begin()
         within = self.within(states=False, reads=True)

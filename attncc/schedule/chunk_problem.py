@@ -75,6 +75,13 @@ class Problem:
         return any(s.scale or s.scale_of or s.gate != OPEN or s.beside != OPEN for s in self.form.states)
 
     @property
+    def of_tokens(self) -> bool:
+        """Whether all gates are of tokens and their gradients follow from others': their powers are made once."""
+        if self.variant.target != "triton" or self.variant.dtype not in ("f16", "bf16") or not self.gates:
+            return False
+        return all(self.separable(s) and ivar("i") in free(s.gate.log) for s in self.form.states)
+
+    @property
     def bare(self) -> bool:
         """Whether one state is all there is, written and read by inputs as they lie in memory, but for numbers."""
         if len(self.form.states) != 1 or len(self.form.reads) != 1:

@@ -62,7 +62,7 @@ def _kept(p: Problem, *, again: bool = False) -> tuple[tuple[t.Kernel, ...], tup
     weights. The rest is larger, and made again."""
     kernels, where = kept_kernels(p, _reserved(p))
     passed: tuple[t.Tensor, ...] = ()
-    if p.variant.kept and kernels:
+    if p.variant.kept and p.halves:
         *others, weights = kernels
         names = {s.tensor for s in every(weights.body) if isinstance(s, t.Store)}
         passed = tuple(x for x in where if x.name in names)

@@ -143,6 +143,17 @@ def test_few_gradients_share_a_kernel(name: str, kernels: int, registers: int) -
     assert all(k.config.registers == registers for k in found)
 
 
+def test_running_sums_of_tokens_are_made_once() -> None:
+    """No kernel that walks sums gates up: they are read as one kernel left them."""
+    spec = parse((EXAMPLES / "simple_gla.attn").read_text(encoding="utf-8"))
+    variant = Variant("triton", 128, 128, "bf16", (("decay", "bf16"),), gradients=("q", "k", "v", "decay"))
+    pair = driver.programs(spec, variant)
+    assert pair.backward is not None
+    for program in (pair.forward, pair.backward):
+        scanning = [k.name for k in program.kernels if any(isinstance(s.op, t.Scan) for s in _lets(k.body))]
+        assert scanning[0] == "sums_kernel" and all(n.startswith("gradients") for n in scanning[1:])
+
+
 def _stored(body: tuple[t.Stmt, ...]) -> list[str]:
     return [s.tensor for s in body if isinstance(s, t.Store)]
 
