@@ -8,7 +8,7 @@ from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Var
 from attncc.passes.simplify import simplify
 from attncc.schedule.builder import Builder
-from attncc.schedule.partitions import Kind
+from attncc.schedule.partitions import Kind, Piece, numbered
 from attncc.schedule.ranges import Visits
 from attncc.tile import nodes as t
 
@@ -19,26 +19,25 @@ NONE = Const(0, "int")
 class Walk:
     """The visited tiles of one head: in rising order, pieces that need the mask first and those far away last."""
 
-    pieces: tuple[tuple[Kind, t.Interval, Expr, Expr], ...]
-    """Tiles of a kind, the first of their turns, the turn after the last."""
+    pieces: tuple[Piece, ...]
     total: Expr
 
     def loops(self, start: Expr) -> tuple[tuple[Kind, t.Count], ...]:
         """(kind, turns) of each loop, for a head whose turns begin at `start`."""
         found = []
-        for kind in dict.fromkeys(kind for kind, *_ in self.pieces):
-            own = [x for x in self.pieces if x[0] == kind]
-            lo, hi = (simplify(op("add", start, n)) for n in (own[0][2], own[-1][3]))
+        for kind in dict.fromkeys(x.kind for x in self.pieces):
+            own = [x for x in self.pieces if x.kind == kind]
+            end = self.total if own[-1] is self.pieces[-1] else own[-1].end
+            lo, hi = (simplify(op("add", start, n)) for n in (own[0].start, end))
             found.append((kind, t.Count(lo, hi)))
         return tuple(found)
 
     def tile(self, n: Expr, kind: Kind) -> Expr:
         """The tile of turn `n` of a head, which is of this kind."""
-        pieces = [x for x in self.pieces if x[0] == kind]
-        _, last, start, _ = pieces.pop()
-        e = _forth(last, n, start)
-        for _, piece, start, end in reversed(pieces):
-            e = op("where", op("lt", n, end), _forth(piece, n, start), e)
+        *pieces, last = [x for x in self.pieces if x.kind == kind]
+        e = _forth(last, n)
+        for x in reversed(pieces):
+            e = op("where", op("lt", n, x.end), _forth(x, n), e)
         return e
 
 
@@ -58,19 +57,8 @@ def walk_of(b: Builder, visits: Visits, ragged: Expr) -> Walk:
         partial[-1] = t.Interval(end, partial[-1].hi)
         rest = [("full", t.Interval(full.lo, _until(b, full, ragged) if visits.far else end))]
         rest += [("far", t.Interval(x.lo, _until(b, x, ragged))) for x in visits.far]
-    done: list[tuple[Kind, t.Interval, Expr, Expr]] = []
-    reached: Expr = NONE
-    pieces: list[tuple[Kind, t.Interval]] = [*(("masked", x) for x in partial), *rest]
-    for n, (kind, piece) in enumerate(pieces):
-        before, reached = reached, simplify(op("add", reached, _length(piece)))
-        if kind == "masked" or n < len(pieces) - 1:
-            reached = _scalar(b, reached, "turns")
-        done.append((kind, piece, before, reached))
-    total = _scalar(b, reached, "turns")
-    if done:
-        kind, piece, before, _ = done.pop()
-        done.append((kind, piece, before, total))
-    return Walk(tuple(done), total)
+    found = numbered(b, [*(("masked", x) for x in partial), *rest])
+    return Walk(found, _scalar(b, found[-1].end if found else NONE, "turns"))
 
 
 def _until(b: Builder, piece: t.Interval, ragged: Expr) -> Expr:
@@ -78,12 +66,8 @@ def _until(b: Builder, piece: t.Interval, ragged: Expr) -> Expr:
     return _scalar(b, op("where", ragged, piece.lo, piece.hi), "end")
 
 
-def _forth(piece: t.Interval, n: Expr, start: Expr) -> Expr:
-    return simplify(op("add", piece.lo, op("sub", n, start)))
-
-
-def _length(piece: t.Interval) -> Expr:
-    return op("max", op("sub", piece.hi, piece.lo), 0)
+def _forth(piece: Piece, n: Expr) -> Expr:
+    return simplify(op("add", piece.tiles.lo, op("sub", n, piece.start)))
 
 
 def _scalar(b: Builder, e: Expr, hint: str) -> Expr:

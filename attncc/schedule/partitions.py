@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -135,14 +135,36 @@ Kind = Literal["masked", "full", "far"]
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """Neighbouring tiles of a kind, with the turns they have."""
+
+    kind: Kind
+    tiles: t.Interval
+    start: Expr
+    end: Expr
+    """The turn after the last."""
+
+
+def numbered(b: Builder, pieces: Sequence[tuple[Kind, t.Interval]]) -> tuple[Piece, ...]:
+    """Pieces with their turns, one after another."""
+    found: list[Piece] = []
+    reached: Expr = ZERO
+    for n, (kind, tiles) in enumerate(pieces):
+        start, reached = reached, simplify(op("add", reached, op("max", op("sub", tiles.hi, tiles.lo), 0)))
+        if kind == "masked" or n < len(pieces) - 1:
+            reached = _scalar(b, reached, "turns")
+        found.append(Piece(kind, tiles, start, reached))
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
 class Turns:
     """The visited tiles in the order of their turns: those that need the mask, those that don't, those far away.
 
     There is always a first turn, and it is masked: a program without tiles masks all of tile 0.
     """
 
-    pieces: tuple[tuple[Kind, t.Interval, Expr, Expr], ...]
-    """Tiles of a kind, the first of their turns, the turn after the last."""
+    pieces: tuple[Piece, ...]
     masked: Expr
     """Turns 0 .. masked-1 need the mask."""
     total: Expr
@@ -151,56 +173,42 @@ class Turns:
         """(kind, first turn, the turn after the last) of each kind, but for the very first turn."""
         found: list[tuple[Kind, Expr, Expr]] = []
         start: Expr = Const(1, "int")
-        kinds = [kind for kind, *_ in self.pieces]
-        for kind in dict.fromkeys(kinds):
-            last = kind == kinds[-1]
-            end = self.masked if kind == "masked" else self.total if last else self._end(kind)
+        for kind in dict.fromkeys(x.kind for x in self.pieces):
+            last = [x for x in self.pieces if x.kind == kind][-1]
+            if kind == "masked":
+                end = self.masked
+            else:
+                end = self.total if last is self.pieces[-1] else op("max", last.end, self.masked)
             found.append((kind, start, end))
             start = end
         return tuple(found)
 
-    def _end(self, kind: Kind) -> Expr:
-        return op("max", [end for k, _, _, end in self.pieces if k == kind][-1], self.masked)
-
     def tile(self, n: Expr, kind: Kind | None = None) -> Expr:
         """The tile of turn `n`, which is of a kind where that is known: each piece from its far end back."""
-        pieces = [x for x in self.pieces if kind is None or x[0] == kind]
+        pieces = [x for x in self.pieces if kind is None or x.kind == kind]
         if not pieces:
             return ZERO
-        _, piece, start, _ = pieces.pop()
-        e = _back(piece, n, start)
-        for _, piece, start, end in reversed(pieces):
-            e = op("where", op("lt", n, end), _back(piece, n, start), e)
+        e = _back(pieces.pop(), n)
+        for x in reversed(pieces):
+            e = op("where", op("lt", n, x.end), _back(x, n), e)
         return op("max", e, 0) if isinstance(n, Const) else e
 
 
-def _back(piece: t.Interval, n: Expr, start: Expr) -> Expr:
-    """The tile of turn `n` in a piece whose turns begin at `start`."""
-    return simplify(op("sub", op("sub", piece.hi, 1), op("sub", n, start)))
+def _back(piece: Piece, n: Expr) -> Expr:
+    """The tile of a piece's turn `n`."""
+    return simplify(op("sub", op("sub", piece.tiles.hi, 1), op("sub", n, piece.start)))
 
 
 def turns(b: Builder, visits: Visits) -> Turns:
     """The turns of a program, in scalars of the code before the partitions. The last piece comes first."""
-    full = visits.full.pieces if visits.full is not None else ()
-    kinds: tuple[tuple[Kind, tuple[object, ...]], ...] = (
-        ("masked", tuple(reversed(visits.partial.pieces))),
-        ("full", full),
-        ("far", tuple(reversed(visits.far))),
+    kinds: tuple[tuple[Kind, Sequence[object]], ...] = (
+        ("masked", visits.partial.pieces[::-1]),
+        ("full", visits.full.pieces if visits.full is not None else ()),
+        ("far", visits.far[::-1]),
     )
-    found: list[tuple[Kind, t.Interval, Expr, Expr]] = []
-    masked: Expr = ZERO
-    total: Expr = ZERO
-    for kind, pieces in kinds:
-        for n, piece in enumerate(pieces):
-            assert isinstance(piece, t.Interval)
-            start, end = total, simplify(op("add", total, _length(piece)))
-            more = kind == "masked" or n < len(pieces) - 1 or (kind == "full" and visits.far)
-            total = b.value(end, "turns") if more else end
-            found.append((kind, piece, start, total))
-        masked = total if kind == "masked" else masked
+    found = numbered(b, [(kind, x) for kind, pieces in kinds for x in pieces if isinstance(x, t.Interval)])
+    assert len(found) == sum(len(pieces) for _, pieces in kinds)
+    masked = next((x.end for x in reversed(found) if x.kind == "masked"), ZERO)
     atleast = _scalar(b, simplify(op("max", masked, 1)), "masked")
-    return Turns(tuple(found), atleast, _scalar(b, simplify(op("max", total, 1)), "total"))
-
-
-def _length(piece: t.Interval) -> Expr:
-    return op("max", op("sub", piece.hi, piece.lo), 0)
+    total = found[-1].end if found else ZERO
+    return Turns(found, atleast, _scalar(b, simplify(op("max", total, 1)), "total"))
