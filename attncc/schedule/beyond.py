@@ -7,14 +7,15 @@ so that far tiles, most of them, cost what they would without the tables.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from attncc.expr.build import ivar, op
-from attncc.expr.nodes import Expr, substitute, walk
+from attncc.expr.nodes import Expr, Var, substitute, walk
 from attncc.ir.nodes import Load
 from attncc.passes.attend import Table
 from attncc.schedule.nearby import Nearby, index_at, nearby
-from attncc.schedule.stream import Problem
+from attncc.schedule.stream import Problem, Stream, Turn
 
 FIRST_ROW, FIRST_KEY = ivar("first row of the tile"), ivar("first key of the tile")
 """A tile's first pair, as positions among the keys."""
@@ -29,7 +30,12 @@ class Beyond:
 
 
 def beyond(p: Problem) -> Beyond | None:
-    """What tables tell apart, all together; None where there are none, or where a tile may need any of their values."""
+    """What tables tell apart, all together; None where there are none, or where a tile may need any of their values.
+
+    Blocks of the torch target are so large that few lie beyond.
+    """
+    if p.variant.target == "torch":
+        return None
     found = {x.name: nearby(x, p.by_row, False) for x in p.attend.tables}
     known = {name: x for name, x in found.items() if x is not None and any(x.sides)}
     if not found or len(known) < len(found):
@@ -41,6 +47,11 @@ def beyond(p: Problem) -> Beyond | None:
     attend = replace(p.attend, score=substitute(p.attend.score, moved), tables=())
     near = min(x.first for x in known.values()), max(x.last for x in known.values())
     return Beyond(near, replace(p, attend=attend))
+
+
+def near_of(found: Beyond | None) -> tuple[int, int] | None:
+    """The offsets that are told apart, where tiles beyond them have loops of their own."""
+    return None if found is None else found.near
 
 
 def _value(load: Load, table: Table, near: Nearby) -> Expr:
@@ -59,3 +70,18 @@ def _value(load: Load, table: Table, near: Nearby) -> Expr:
 def lies_before(near: Nearby) -> Expr:
     """Of a tile all of whose offsets are beyond those told apart: whether they come before them."""
     return op("lt", FIRST_KEY, op("add", FIRST_ROW, near.first))
+
+
+def far_turn(k: Stream, found: Beyond | None, turn: Turn, place: Callable[[Var], tuple[Expr, Expr]]) -> Turn | None:
+    """`turn` as it is in tiles beyond; `place` gives the first row and the first key of the tile at a base."""
+    if found is None:
+        return None
+
+    def far(base: Var, state: tuple[Var, ...]) -> tuple[Var, ...]:
+        p, k.p = k.p, found.problem
+        k.b.bindings |= dict(zip((FIRST_ROW, FIRST_KEY), place(base), strict=True))
+        state = turn(base, state)
+        k.p = p
+        return state
+
+    return far

@@ -14,7 +14,7 @@ from functools import partial
 
 from attncc.expr.build import op
 from attncc.expr.nodes import Expr, Var
-from attncc.schedule.beyond import beyond
+from attncc.schedule.beyond import beyond, near_of
 from attncc.schedule.captured import Capture
 from attncc.schedule.config import Tiles
 from attncc.schedule.hopper_backward_stream import StagedStream, affine, packed, whole
@@ -91,8 +91,8 @@ class Places(Resident):
         last = op("sub", op("min", op("add", self.j0, 2 * KEYS), N), 1)
         if not self.apart:
             k.b.bindings[h] = self.head(NONE)
-        rows, near = Rows("j", self.j0, last, own, "j", p.rising), None if self.beyond is None else self.beyond.near
-        seen = visits(k.b, p.by_key, rows, Cut(self.plan.rows, M, k.shift), near)
+        rows = Rows("j", self.j0, last, own, "j", p.rising)
+        seen = visits(k.b, p.by_key, rows, Cut(self.plan.rows, M, k.shift), near_of(self.beyond))
         self.walk: Walk = walk_of(k.b, seen, op("lt", N, op("add", self.j0, 2 * KEYS)))
 
     def _room(self) -> bool:

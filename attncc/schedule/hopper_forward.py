@@ -24,7 +24,7 @@ from functools import partial
 from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Var, free_vars, walk
 from attncc.ir.nodes import Load
-from attncc.schedule.beyond import FIRST_KEY, FIRST_ROW, beyond
+from attncc.schedule.beyond import FIRST_KEY, FIRST_ROW, beyond, near_of
 from attncc.schedule.config import Tiles
 from attncc.schedule.hopper_config import ROOM, HopperForward
 from attncc.schedule.masks import ends_inside
@@ -100,8 +100,7 @@ class _Forward(Resident):
         """The program's place in the grid, and the turns it takes there."""
         k = self.k
         k.place(self.r0.name, "h", "b")
-        near = None if self.beyond is None else self.beyond.near
-        seen = visits(k.b, self.p.by_row, self._rows(), Cut(self.plan.keys, N, ZERO), near)
+        seen = visits(k.b, self.p.by_row, self._rows(), Cut(self.plan.keys, N, ZERO), near_of(self.beyond))
         self.turns: Turns = turns(k.b, seen)
 
     def _rows(self) -> Rows:

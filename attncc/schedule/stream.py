@@ -342,14 +342,26 @@ class Stream:
     # --- loops ------------------------------------------------------------------------------------------------------
 
     def walk(
-        self, visits: Visits, index: str, axis: str, state: tuple[Var, ...], body: Body, note: str, stages: int = 1
+        self,
+        visits: Visits,
+        index: str,
+        axis: str,
+        state: tuple[Var, ...],
+        body: Body,
+        note: str,
+        stages: int = 1,
+        far: Turn | None = None,
     ) -> tuple[Var, ...]:
-        """Both loops over the visited tiles: `body(masked, base, state)` gives the new state."""
+        """All loops over the visited tiles: `body(masked, base, state)` gives the new state, of far ones `far`."""
         for masked, ranges in ((True, visits.partial), (False, visits.full)):
             if ranges is None or not ranges.pieces:
                 continue
             what = "tiles that need the mask" if masked else "tiles inside the mask"
             state = self.loop(ranges, index, axis, state, partial(body, masked), f"{note}: {what}", stages)
+        if far is not None and visits.full is not None and visits.far:
+            ranges = replace(visits.full, pieces=visits.far)
+            what = "tiles where tables have one value"
+            state = self.loop(ranges, index, axis, state, far, f"{note}: {what}", stages)
         return state
 
     def loop(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from attncc.expr.build import conj, op
@@ -21,6 +22,7 @@ from attncc.ir.nodes import S
 from attncc.passes.differentiate import derivative
 from attncc.passes.simplify import simplify
 from attncc.passes.stream import LOG2E
+from attncc.schedule.beyond import beyond, far_turn, near_of
 from attncc.schedule.captured import Capture, apart, split_coefficient
 from attncc.schedule.config import Tiles
 from attncc.schedule.monotone import direction
@@ -142,7 +144,8 @@ def queries_kernel(p: Problem, tiles: Tiles, wanted: bool, found: tuple[Capture,
     k = Stream(p, ("i", "j"))
     rows = row_program(k, tiles)
     q, d_out = _queries(k, "q", "d"), _queries(k, "d_out", "e")
-    seen = visits(k.b, p.by_row, rows, Cut(tiles.keys, N, Const(0, "int")))
+    distant = beyond(p)
+    seen = visits(k.b, p.by_row, rows, Cut(tiles.keys, N, Const(0, "int")), near_of(distant))
     summed = tuple(c for c in found if c.place in ("tile", "row"))
     dq = k.zeros("dq", "i", "d") if wanted else ()
     sums = tuple(k.b.let("sum", k.b.over("i"), t.Full(ZERO), f"for {c.load.tensor}") for c in summed)
@@ -167,7 +170,8 @@ def queries_kernel(p: Problem, tiles: Tiles, wanted: bool, found: tuple[Capture,
                 _add_pairs(k, c, ds)
         return new
 
-    final = k.walk(seen, "j0", "j", (*dq, *sums), turn, "keys", tiles.config.stages)
+    far = far_turn(k, distant, partial(turn, False), lambda j0: (rows.first, j0))
+    final = k.walk(seen, "j0", "j", (*dq, *sums), turn, "keys", tiles.config.stages, far)
     k.guards = Guards(row=k.guards.row)
     if wanted:
         factor = split_coefficient(derivative(p.attend.score, p.attend.product))[0]
@@ -211,7 +215,10 @@ def _add_pairs(k: Stream, c: Capture, ds: Var) -> None:
 
 
 def keys_kernel(p: Problem, tiles: Tiles, wanted: frozenset[str], found: tuple[Capture, ...]) -> t.Kernel:
-    """dK, dV (summed over the heads that share them) and dQ, where wanted, and the captures of j alone."""
+    """dK, dV (summed over the heads that share them) and dQ, where wanted, and the captures of j alone.
+
+    Registers are full: loops of their own for tiles where tables have one value would spill.
+    """
     k = Stream(p, ("j", "i"))
     j0 = Var(p.own("j0"), "int")
     k.start(j0.name, "g", "b")

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Op, Var, substitute
 from attncc.passes.simplify import scale
 from attncc.passes.stream import LN2, LOG2E, SHIFT, streamed
+from attncc.schedule.beyond import beyond, far_turn, near_of
 from attncc.schedule.config import Tiles
 from attncc.schedule.monotone import direction
 from attncc.schedule.ranges import Cut, Rows, visits
@@ -48,7 +50,8 @@ def forward_kernel(p: Problem, tiles: Tiles) -> t.Kernel:
     k = Stream(p, ("i", "j"))
     rows = row_program(k, tiles)
     q = k.matrix("q", "d", (b, h), k.row, k.guards.row)
-    seen = visits(k.b, p.by_row, rows, Cut(tiles.keys, N, Const(0, "int")))
+    found = beyond(p)
+    seen = visits(k.b, p.by_row, rows, Cut(tiles.keys, N, Const(0, "int")), near_of(found))
     acc = k.zeros("acc", "i", "e")
     state = (*initial_statistics(k), *acc) if p.normalised else acc
 
@@ -70,7 +73,8 @@ def forward_kernel(p: Problem, tiles: Tiles) -> t.Kernel:
         values = k.matrix("v", "e", (b, k.kv_head()), k.key, k.guards.key)
         return (*statistics, *k.accumulate(rescaled, w, values, "j", "acc"))
 
-    final = k.walk(seen, "j0", "j", state, turn, "keys", tiles.config.stages)
+    far = far_turn(k, found, partial(turn, False), lambda j0: (rows.first, j0))
+    final = k.walk(seen, "j0", "j", state, turn, "keys", tiles.config.stages, far)
     k.guards = Guards(row=k.guards.row)
     if p.normalised:
         final = finish(k, final[0], final[1], final[2:])

@@ -10,13 +10,14 @@ import torch
 
 from attncc.driver import analyse
 from attncc.expr.nodes import Const, Expr
+from attncc.grammar import parse
 from attncc.ir.nodes import Spec
 from attncc.reference import evaluate
 from attncc.schedule.programs import Pair, stream
 from attncc.schedule.stream import Problem
 from attncc.schedule.variant import Target, Variant
 from attncc.tile.interpret import run_program
-from attncc.tile.nodes import Dtype
+from attncc.tile.nodes import Dtype, For
 from attncc.tile.verify import verify, verify_pair
 from tests.support.specs import SPECS
 
@@ -102,6 +103,30 @@ def check(spec: Spec, target: Target, shape: tuple[int, ...], has_lse: bool = Tr
     backward = run_program(pair.backward, {**arrays, **extra}, constants)
     for n, g in zip(reals, grads, strict=True):
         _close(f"d_{n}", backward.outputs[f"d_{n}"], g)
+
+
+FAR = {
+    "both sides": ("max(-3, min(3, j - i)) + 3", "j < N"),
+    "one side": ("min(6, i - j)", "j <= i"),
+    "both sides of some behind": ("max(40, min(46, j - i)) - 40", "j < N"),
+}
+"""Places of a table of 7 that are one number far from the diagonal, on each of its sides, and a mask."""
+
+
+@pytest.mark.parametrize("place", FAR)
+def test_tables_of_one_value_far_away(place: str) -> None:
+    index, mask = FAR[place]
+    spec = parse(
+        f"attention far(table: real[7, h]):\n    score = q @ k / sqrt(D) + table[{index}, h]\n    mask  = {mask}\n"
+        "    out   = softmax(score) @ v\n"
+    )
+    check(spec, "triton", (1, 2, 1, 390, 300, 16, 16))
+    kinds: tuple[tuple[str, Dtype], ...] = (("table", "f64"),)
+    pair = build(spec, Variant("triton", 16, 16, "f64", kinds, gradients=("q", "k", "v")))
+    assert pair.backward is not None
+    for program in (pair.forward, pair.backward):
+        notes = [s.note for k in program.kernels for s in k.body if isinstance(s, For)]
+        assert any(note.endswith("tiles where tables have one value") for note in notes), program.name
 
 
 @pytest.mark.parametrize("target", ["triton", "torch"])
