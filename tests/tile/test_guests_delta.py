@@ -53,13 +53,17 @@ def test_chunks_agree_with_the_recurrence(n: int, expanded: bool) -> None:
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 70), st.sampled_from([2, 4, 8, 32]), st.integers(0, 1000))
 @example(41, 32, 805)
+@example(62, 32, 0)
 def test_any_length_and_chunk(n: int, chunk: int, seed: int) -> None:
+    """Gates enter as differences of a chunk's running sums, which float32 rounds by 2^-24 of what they have reached."""
     p, x = expand(program(Plan(D=8, E=8, chunk=chunk, columns=8))), inputs(1, 1, n, 8, 8, seed)
     report = run_program(p, x, {"scale": 1.0}, seed=seed)
     out, state = recurrence(x, 1.0)
-    for name, wanted in (("out", out), ("state", state)):  # states grow where keys are no unit vectors
+    starts = range(0, n, chunk)
+    reached = max(float(np.abs(x["gate"][..., at : at + chunk]).sum(-1).max()) for at in starts)
+    for name, wanted in (("out", out), ("state", state)):
         largest = max(1.0, float(np.abs(wanted).max(initial=0.0)))
-        np.testing.assert_allclose(report.outputs[name], wanted, rtol=0, atol=2e-5 * largest)
+        np.testing.assert_allclose(report.outputs[name], wanted, rtol=0, atol=(2e-5 + 2**-23 * reached) * largest)
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
