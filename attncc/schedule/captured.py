@@ -8,7 +8,7 @@ A read x[index] of the score gets dS * (d score / d x) at every pair. The indice
     both              an addition at the read's own index, in memory; where sums have one order, a number per pair
 
 A table by offset that has one index beyond some offsets (see attncc.schedule.nearby) is summed by diagonals: a number
-per offset and tile of rows. One with an index of its own on each side of them gets the sum of all pairs before them,
+per offset and tile of rows. One with an index of its own on each side of them gets the sums of all pairs of each side,
 too, where most tiles lie on one side as a whole (see attncc.schedule.beyond); else every pair would be compared.
 """
 
@@ -146,11 +146,17 @@ def buffer(c: Capture, p: Problem, rows: int) -> t.Tensor:
             more = 0 if c.near.rest is None else side
             return t.Tensor(c.buffer, ("b", "h", "t", "o"), (B, H, tiles, Const(width + more, "int")), real)
         case "side":
-            return t.Tensor(c.buffer, ("b", "h", "t", "x"), (B, H, tiles, Const(len(c.sides) * CONSUMERS, "int")), real)
+            return consumers_buffer(c, p, rows, len(c.sides))
         case "pair" if apart(c, p):
             return t.Tensor(c.buffer, ("b", "h", "r", "j"), (B, H, M, N), real)
         case "pair":
             return _pair_buffer(c, p)
+
+
+def consumers_buffer(c: Capture, p: Problem, keys: int, numbers: int = 1) -> t.Tensor:
+    """So many numbers for each consumer of a program that owns a tile of keys."""
+    programs = op("floordiv", op("add", N, keys - 1), keys)
+    return t.Tensor(c.buffer, ("b", "h", "t", "x"), (B, H, programs, Const(CONSUMERS * numbers, "int")), p.real)
 
 
 def diagonals(near: Nearby, side: int) -> tuple[int, int]:

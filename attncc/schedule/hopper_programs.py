@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from attncc.expr.build import op
-from attncc.expr.nodes import Const, substitute, walk
+from attncc.expr.nodes import substitute, walk
 from attncc.schedule import steps as plain
 from attncc.schedule.beyond import beyond
-from attncc.schedule.captured import CONSUMERS, Capture, buffer, by_sides, captures
+from attncc.schedule.captured import Capture, buffer, by_sides, captures, consumers_buffer
 from attncc.schedule.diagonals import diagonals_kernel
 from attncc.schedule.hopper import backward_refusal
 from attncc.schedule.hopper_backward import partitioned_keys
@@ -24,7 +23,7 @@ from attncc.schedule.overrides import overridden
 from attncc.schedule.partitions import counter
 from attncc.schedule.prune import prune
 from attncc.schedule.runs import Run
-from attncc.schedule.stream import ZERO, B, H, N, Problem, i, j
+from attncc.schedule.stream import ZERO, Problem, i, j
 from attncc.schedule.stream_backward import queries_kernel
 from attncc.tile import nodes as t
 from attncc.tile.dialect import works
@@ -89,8 +88,6 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
 
 def _buffer(c: Capture, p: Problem, how: HopperBackward, rows: int) -> t.Tensor:
     """The tensor a capture's share is collected in: where no index is left one number per consumer and side."""
-    if c.place not in ("tile", "side") or c.of_z:
-        return buffer(c, p, how.rows if c.of_z else rows)
-    programs = op("floordiv", op("add", N, 2 * KEYS - 1), 2 * KEYS)
-    numbers = Const(CONSUMERS * (len(c.sides) if c.place == "side" else 1), "int")
-    return t.Tensor(c.buffer, ("b", "h", "t", "x"), (B, H, programs, numbers), p.real)
+    if c.place == "tile" and not c.of_z:
+        return consumers_buffer(c, p, 2 * KEYS)
+    return buffer(c, p, how.rows if c.of_z else 2 * KEYS if c.place == "side" else rows)
