@@ -181,6 +181,8 @@ class Family:
         if variant.target != "gluon":
             return self._built(variant, which, place)
         reason, mistaken = _untested(triton_version()), False
+        if self.face.states:
+            reason = "states have no partitioned kernels"
         if not reason:
             try:
                 return self._fitting(variant, which, place)

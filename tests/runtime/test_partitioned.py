@@ -116,6 +116,20 @@ def test_a_half_says_why_it_is_plain(hopper: Recorder) -> None:
         compiled(backend="gluon")(*inputs(dtype=torch.float32))
 
 
+def test_states_get_the_kernels_of_plain_triton(hopper: Recorder) -> None:
+    spec = SPECS.parent / "recurrent" / "simple_gla.attn"
+    tensors = [t.requires_grad_() for t in inputs()]
+    decay = torch.zeros(2, 4, 200, dtype=torch.bfloat16, requires_grad=True)
+    for backend in ("auto", "triton"):
+        attncc.compile(spec, backend=backend).warmup(*tensors, decay=decay)
+    halves = {(h.variant.target, h.which): h for h in attncc.compile(spec)._family.halves}
+    for which in ("forward", "backward"):
+        assert halves["gluon", which].text == halves["triton", which].text
+        assert "states" in halves["gluon", which].reason and halves["gluon", which].variant.kept
+    with pytest.raises(NotPartitioned, match="states"):
+        attncc.compile(spec, backend="gluon").warmup(*tensors, decay=decay)
+
+
 def test_where_order_matters_sums_in_bulk_are_not_used(hopper: Recorder) -> None:
     attn = compiled(deterministic=True)
     q, k, v = (t.requires_grad_() for t in inputs())
