@@ -47,7 +47,7 @@ def print_module(forward: Program, backward: Program | None, title: str, *, port
         w.line()
         w.line()
         w.lines(text)
-    w.lines(kernels.text())
+    w.verbatim(kernels.text())
     for p in programs:
         w.line()
         w.line()

@@ -28,6 +28,8 @@ def wrapped(text: str, width: int, inside: bool = False) -> list[str]:
     if not calls:
         return [text] if inside else _bracketed(text, width)
     begin, end = max(calls, key=lambda pair: pair[1] - pair[0])
+    if begin >= width and not inside and len(_bracketed(text, width)) > 1:
+        return _bracketed(text, width)
     parts = _split(text[begin + 1 : end])
     lone = len(parts) == 1 and (text[begin] == "[" or " for " in parts[0])
     inner = [line for p in parts for line in wrapped(p if lone else f"{p},", width - len(INDENT), inside=True)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import replace
 
 from attncc.errors import InternalError
 from attncc.expr.build import op
@@ -43,7 +44,16 @@ class Adjoints:
         one = self.k.value(e, "a")
         part = self.k.over(one, *names)
         known = self.of.get(name)
-        self.of[name] = part if known is None else self.k.value(op("add", known, part), "a")
+        self.of[name] = part if known is None else self._joined(known, part)
+
+    def _joined(self, known: Var, part: Var) -> Var:
+        """Their sum; a product begins with the other, where both lie alike."""
+        b = self.k.b
+        for product, other in ((known, part), (part, known)):
+            made, type = b.made.get(product.name), b.type_of(product.name)
+            if isinstance(made, t.Dot) and made.start is None and type == b.type_of(other.name):
+                return b.let("a", type, replace(made, start=other.name))
+        return self.k.value(op("add", known, part), "a")
 
     def run(self) -> None:
         """Passes every adjoint on, the last statement's first.
@@ -124,10 +134,17 @@ class Adjoints:
         for name, other in ((d.a, d.b), (d.b, d.a)):
             if name in self.moving:
                 (axis,) = set(self.k.b.type_of(other).names()) - {d.axis}
-                left, factor = self.k.unscaled(a)
-                pair, out = self.k.fitted(left, Var(other, "real"), axis, self.k.b.type_of(name).names())
+                left, factor = self.k.unscaled(a, axis)
+                right = Var(other, "real")
+                if isinstance(factor, Const) and self._weights(right):
+                    right, factor = self.k.value(op("mul", self.k.widened(right), factor), "a"), None
+                pair, out = self.k.fitted(left, right, axis, self.k.b.type_of(name).names())
                 found = self.k.dot("a", *pair, axis, out)
                 self.add(name, found if factor is None else op("mul", factor, found))
+
+    def _weights(self, v: Var) -> bool:
+        """Whether an operand pairs tokens: it is small, and made for the product."""
+        return set(self.k.b.type_of(v.name).names()) == {"i", "j"}
 
 
 def _operands(x: t.Op) -> frozenset[str]:

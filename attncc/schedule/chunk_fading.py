@@ -2,7 +2,9 @@
 
 With G the running sum of the logarithms of the gates in base two, what j wrote has the weight 2^(G_i - G_j) at i.
 Gates are at most 1, so every exponent is at most 0. A gate of the token is summed up in two parts, whole numbers and
-what is left of them: the first are exact however much is forgotten on the way, and cancel.
+what is left of them: the first are exact however much is forgotten on the way, and cancel. What is stored for kernels
+that compute in 16 bits is the sum of both, rounded once: at most 64 a token, it is off by 2^-13 at most, and the powers
+by less than the 2^-12 that they are rounded by as operands.
 """
 
 from __future__ import annotations
@@ -103,10 +105,10 @@ class Maker:
     """Gates and powers of one chunk; equal ones are made once."""
 
     def __init__(
-        self, k: Chunk, along: Callable[[Var], Sums] | None = None, running: Callable[[Var], Sums] | None = None
+        self, k: Chunk, along: Callable[[Var], Sums] | None = None, running: Callable[..., Sums] | None = None
     ) -> None:
-        """What makes the running sums of gates along a channel and of the token, where that is not done here."""
-        self.k, self.along, self.running = k, along, running or self.sums
+        """What makes running sums of gates along a channel, and of the token's two parts, where it is not done here."""
+        self.k, self.along, self.running = k, along, running
         self.known: dict[tuple[object, ...], Var] = {}
         self.made: dict[tuple[str, Gate, str], Gates] = {}
         self.known_gates: dict[tuple[str, Gates], Gates] = {}
@@ -156,10 +158,12 @@ class Maker:
         before = b.let("before", type, t.Scan("sum", one.name, "i", exclusive=True))
         return Sums(upto, before, b.let("last", t.Type(kept, type.dtype), t.Reduce("sum", one.name, "i")))
 
-    def in_parts(self, one: Var) -> tuple[Sums, Sums]:
-        """The running sums of the whole numbers next to a value's elements, and of what is left of them."""
+    def in_parts(self, one: Var) -> tuple[Sums, ...]:
+        """The running sums of the whole numbers next to a value's elements, and of what is left of them; or of both,
+        as they are stored."""
         whole = self.fixed(self.k.value(op("real", op("floor", op("add", one, 0.5))), "whole"))
-        return self.running(whole), self.running(self.k.value(op("sub", one, whole), "part"))
+        part = self.k.value(op("sub", one, whole), "part")
+        return (self.sums(whole), self.sums(part)) if self.running is None else (self.running(one, whole, part),)
 
     def level(self, log: Expr) -> tuple[Sums, ...]:
         """The running sums of a value that all tokens share, in the same parts: nothing where they do not."""

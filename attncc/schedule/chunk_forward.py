@@ -201,13 +201,13 @@ def kept_kernels(p: Problem, reserved: tuple[str, ...]) -> tuple[tuple[t.Kernel,
     return (sums, *weights), made[-1].kept.tensors(p.extents)
 
 
-def chunk_kernel(name: str, f: Forward, first: str, columns: Mapping[str, int] = WHOLE, few: int = 0) -> t.Kernel:
-    """A kernel with a program for every chunk of a head, of `few` registers a thread at most."""
-    p = f.p
+def chunk_kernel(name: str, f: Forward, first: str, columns: Mapping[str, int] = WHOLE) -> t.Kernel:
+    """A kernel with a program for every chunk of a head."""
+    p, few = f.p, 0
     *parts, h, b = grid_of(columns, p)
     grid = (*parts, t.GridAxis(first, N, "tile", f.count, "i"), h, b)
     scalars = ("B", "H", "G", "M", "N", *(c.name for c in p.spec.constants))
-    large = f.count * max(p.variant.D, p.variant.E) > 4096
+    large = f.count * max(p.variant.D, p.variant.E) > (4096 if p.halves else enough(p))
     warps = 8 if large and not columns else 4
     if p.halves and max(p.extents.values()) <= 128:
         few = LEVELS.get(f.kept.mode, {}).get(warps, 0)
@@ -246,7 +246,14 @@ def walk_kernel(name: str, f: Forward, columns: Mapping[str, int], parts: Var | 
         grid = (*grid[:-2], t.GridAxis("part", parts, "batch"), *grid[-2:])
         scalars = (*scalars, *segments.NAMES)
     made = prune(t.Kernel(name, grid, tuple(f.k.tensors), scalars, body))
-    return replace(made, config=t.Config(8 if large > 4096 else 4, stages(made, p)))
+    return replace(made, config=t.Config(8 if large > enough(p) else 4, stages(made, p)))
+
+
+def enough(p: Problem) -> int:
+    """Elements of a tile up to which four warps are enough: on Hopper they multiply 64 rows at once, and twice as many
+    programs share a multiprocessor."""
+    on_hopper = p.variant.capability >= 90 and p.variant.dtype in ("f16", "bf16")
+    return 8192 if on_hopper and p.light else 4096
 
 
 def stages(kernel: t.Kernel, p: Problem) -> int:

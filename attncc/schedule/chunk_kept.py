@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-from attncc.expr.build import conj, ivar, op
+from attncc.expr.build import TRUE, conj, ivar, op
 from attncc.expr.nodes import Const, Expr, Op, Var, children, walk
 from attncc.ir.nodes import Contract, Load, Reduce
 from attncc.schedule.chunk_fading import Sums
@@ -44,8 +44,9 @@ def kept_of(n: int) -> str:
 class Kept:
     """The values of one kernel, in order."""
 
-    def __init__(self, k: Chunk, count: int) -> None:
-        self.k, self.count = k, count
+    def __init__(self, k: Chunk, count: int, *, padded: bool = False) -> None:
+        """`padded` where what the tokens have is stored for whole chunks, also behind the last token."""
+        self.k, self.count, self.padded = k, count, padded
         self.mode: Mode = "makes"
         self.values: list[tuple[Var, t.Dtype]] = []
         self.number: dict[str, int] = {}
@@ -112,49 +113,64 @@ class Kept:
         self.behind[upto.name], self.behind[before.name] = ((moved, 1.0),), ((moved, 1.0), (one, -1.0))
         return Sums(upto, before, last)
 
-    def running(self, one: Var) -> Sums:
-        """The running sums of a value of the tokens: as they are stored."""
+    def running(self, one: Var, whole: Var, part: Var) -> Sums:
+        """The running sums of a value of the tokens, which is the sum of two: as they are stored."""
         k, b = self.k, self.k.b
         type = b.type_of(one.name)
         if self.mode == "stores":
-            upto = self.value(b.let("upto", type, t.Scan("sum", one.name, "i")), k.real)
-            last = b.let("last", t.Type((), k.real), t.Reduce("sum", one.name, "i"))
+            pairs = [(b.let("upto", type, t.Scan("sum", x.name, "i")), self._whole(x)) for x in (whole, part)]
+            upto, last = (k.value(op("add", *each), "upto") for each in zip(*pairs, strict=True))
+            upto = self.value(upto, k.real)
         else:
             n = len(self.values)
             self.values.append((one, k.real))
-            rows = b.let("i", t.Type(type.axes, "i32"), t.Iota(Const(0, "int")))
-            upto, last = self.row(n, rows), self.row(n, Const(self.count - 1, "int"))
+            upto, last = self.loaded(), self.row(n, Const(self.count - 1, "int"))
             k.known[upto.name] = (one.name,), lambda a: (b.let("a", type, t.Scan("sum", a.name, "i", True)),)
             k.known[last.name] = (one.name,), lambda a: (a,)
         return Sums(upto, k.value(op("sub", upto, one), "before"), last)
 
+    def _whole(self, v: Var) -> Var:
+        return self.k.b.let("last", t.Type((), self.k.real), t.Reduce("sum", v.name, "i"))
+
     def row(self, n: int, row: Expr) -> Var:
-        """The n-th value at a row of the chunk, or at rows; at the last token, where it has fewer."""
+        """The n-th value at a row of the chunk, or at rows; at the last token, where rows end there."""
         k = self.k
         names = k.b.type_of(self.values[n][0].name).names()[1:]
+        k.tensors[kept_of(n)] = None
+        if self.padded:
+            load = t.Load(kept_of(n), (ivar("b"), ivar("h"), self._chunk(), row), TRUE)
+            return k.b.let("sums", t.Type((), k.real), load)
         at = k.value(op("min", op("add", k.first, row), op("sub", N, 1)), "at")
         channels = tuple(k.b.bindings[ivar(a)] for a in names)
         guard = conj(*(k.inside[a] for a in names))
         type = t.Type((*k.b.type_of(at.name).axes, *(t.Axis(a, k.b.extent(a)) for a in names)), k.real)
-        k.tensors[kept_of(n)] = None
         return k.b.let("sums", type, t.Load(kept_of(n), (ivar("b"), ivar("h"), at, *channels), k.b.lower(guard)))
 
     # --- memory -----------------------------------------------------------------------------------------------------
+
+    def _chunk(self) -> Var:
+        return self.k.value(op("floordiv", self.k.first, self.count), "chunk")
+
+    def _rows(self, name: str) -> Var:
+        """The numbers of a chunk's rows."""
+        return self.k.b.let(name, t.Type((t.Axis(name, self.count),), "i32"), t.Iota(Const(0, "int")))
 
     def place(self, v: Var) -> tuple[Expr, ...]:
         """Where a value lies: by token, or by chunk."""
         k = self.k
         names = k.b.type_of(v.name).names()
-        row: Expr = k.at["i"] if "i" in names else k.value(op("floordiv", k.first, self.count), "chunk")
-        j = k.b.let("j", t.Type((t.Axis("j", self.count),), "i32"), t.Iota(Const(0, "int"))) if "j" in names else None
+        rows: tuple[Expr, ...] = (k.at["i"],) if "i" in names else (self._chunk(),)
+        if self.padded and "i" in names:
+            rows = (self._chunk(), self._rows("i"))
+        j = self._rows("j") if "j" in names else None
         channels = (j if n == "j" and j is not None else k.b.bindings[ivar(n)] for n in names if n != "i")
-        return (ivar("b"), ivar("h"), row, *channels)
+        return (ivar("b"), ivar("h"), *rows, *channels)
 
     def guard(self, v: Var) -> Expr:
-        """Its rows exist, and its channels."""
+        """Its rows are stored, and its channels exist."""
         names = self.k.b.type_of(v.name).names()
         inside = (self.k.inside[n] for n in names if n not in ("i", "j"))
-        return conj(*([self.k.live] if "i" in names else []), *inside)
+        return conj(*([self.k.live] if "i" in names and not self.padded else []), *inside)
 
     def loaded(self) -> Var:
         """The newest value as it is stored."""
@@ -174,8 +190,12 @@ class Kept:
         for n, (v, dtype) in enumerate(self.values):
             names = self.k.b.type_of(v.name).names()
             sizes = tuple(Const(self.count if a == "j" else extents[a], "int") for a in names if a != "i")
-            axes = ("b", "h", "t" if "i" in names else "c", *("w" if a == "j" else a for a in names if a != "i"))
-            shape = (B, H, N if "i" in names else chunks, *sizes)
+            rows: tuple[str, ...] = ("t",) if "i" in names else ("c",)
+            count: tuple[Expr, ...] = (N,) if "i" in names else (chunks,)
+            if self.padded and "i" in names:
+                rows, count = ("c", "r"), (chunks, Const(self.count, "int"))
+            axes = ("b", "h", *rows, *("w" if a == "j" else a for a in names if a != "i"))
+            shape = (B, H, *count, *sizes)
             found.append(t.Tensor(kept_of(n), axes, shape, dtype))
         return tuple(found)
 

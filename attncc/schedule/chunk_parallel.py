@@ -174,8 +174,7 @@ class _Gradients(_Chunks):
         self.seed(within, new, after, out)
         within.run()
         self.store(within)
-        few = FEW if self.p.bare and not self.p.gates else 0
-        return chunk_kernel(name, self.f, first.name, columns, few)
+        return chunk_kernel(name, self.f, first.name, columns)
 
     def pairs(self) -> tuple[t.Kernel, tuple[t.Tensor, ...]]:
         """The kernel of the gradients of weights and of sums along channels, and where it stores them."""
@@ -227,9 +226,6 @@ PART = 32
 UNDIVIDED, UNGATED = 64, 128
 """Channels up to which one kernel computes all gradients of a chunk, and if tokens have no gates of their own, or their
 gradients follow from others'. A kernel for each axis reads most inputs once more, but keeps less in registers."""
-FEW = 128
-"""Registers of a thread that computes all gradients of one state without gates, or next to none spilled: two programs
-share a multiprocessor."""
 
 
 def of_tokens(gate: Gate) -> bool:

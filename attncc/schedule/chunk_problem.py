@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from attncc.expr.build import ivar
@@ -90,6 +91,15 @@ class Problem:
         return s.key is not None and all(map(as_it_lies, (r.x, *(x for w in s.writes for x in (w.key, w.value)))))
 
     @property
+    def light(self) -> bool:
+        """Whether one state is written and read by inputs as they lie in memory, but for factors of their tokens."""
+        if len(self.form.states) != 1 or len(self.form.reads) != 1:
+            return False
+        (s,), (r,) = self.form.states, self.form.reads
+        operands = (r.x, *(x for w in s.writes for x in (w.key, w.value)))
+        return s.key is not None and s.value is not None and all(as_it_lies(x, self.extents) for x in operands)
+
+    @property
     def near(self) -> tuple[Expr, ...]:
         """What weights under gates along channels are made of."""
         states, reads = self.gated
@@ -139,14 +149,19 @@ def problem(spec: Spec, variant: Variant) -> Problem:
     return Problem(spec, chunked(spec, variant.D, variant.E), variant)
 
 
-def as_it_lies(e: Expr) -> bool:
-    """Whether an expression is an input, or a number times one."""
+def as_it_lies(e: Expr, channels: Iterable[str] = ()) -> bool:
+    """Whether an expression is an input, or a number times one; or what has no such channels times one."""
     match e:
         case Op("mul" | "div", (a, b)):
-            numbers = [x for x in (a, b) if not any(isinstance(n, Load) for n in walk(x))]
-            return len(numbers) == 1 and all(map(as_it_lies, {a, b} - {*numbers}))
+            lacks = (lambda x: not free(x) & {ivar(n) for n in channels}) if channels else _is_number
+            factors = [x for x in (a, b) if lacks(x)]
+            return len(factors) == 1 and all(as_it_lies(x, channels) for x in {a, b} - {*factors})
         case _:
             return isinstance(e, Load)
+
+
+def _is_number(e: Expr) -> bool:
+    return not any(isinstance(n, Load) for n in walk(e))
 
 
 def has_product(e: Expr) -> bool:

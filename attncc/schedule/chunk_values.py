@@ -62,6 +62,7 @@ class Chunk:
         """Rows stay rows in gradients: what is summed over them is no product."""
         self._lies: dict[str, tuple[str, ...] | None] = {}
         self._turned: dict[str, Var] = {}
+        self._renamed: dict[str, Var] = {}
         for name in "BHGMN":
             self.b.scalar(name, "int")
         for c in spec.constants:
@@ -161,6 +162,12 @@ class Chunk:
             return Var(made.value, v.sort)  # back from a wider type
         return self.b.let(f"{v.name}_{dtype}", t.Type(type.axes, dtype), t.Cast(v.name), depth=self.b.depth(v))
 
+    def widened(self, v: Var) -> Var:
+        """What was narrowed to an operand, as it was; or in the type of sums."""
+        made = self.b.made.get(v.name)
+        wide = isinstance(made, t.Cast) and self.b.type_of(made.value).dtype == self.real
+        return Var(made.value, v.sort) if isinstance(made, t.Cast) and wide else self.cast(v, self.real)
+
     def over(self, v: Var, *names: str) -> Var:
         """`v` over exactly these axes, repeated along those it lacks."""
         if {a.name for a in self.b.type_of(v.name).axes} == set(names):
@@ -173,27 +180,64 @@ class Chunk:
         type, made = self.b.type_of(v.name), self.b.made.get(v.name)
         if isinstance(made, t.Cast) and self.b.type_of(made.value).dtype in ("f16", "bf16"):
             return self.cast(self.rename(Var(made.value, v.sort)), type.dtype)
-        axes = tuple(t.Axis("j", a.extent) if a.name == "i" else a for a in type.axes)
-        return self.b.let(
-            f"{v.name.split('_')[0]}_j", t.Type(axes, type.dtype), t.Rename(v.name), depth=self.b.depth(v)
-        )
+        if v.name not in self._renamed:
+            axes = tuple(t.Axis("j", a.extent) if a.name == "i" else a for a in type.axes)
+            hint = f"{v.name.split('_')[0]}_j"
+            self._renamed[v.name] = self.b.let(hint, t.Type(axes, type.dtype), t.Rename(v.name), depth=self.b.depth(v))
+        return self._renamed[v.name]
 
     def dot(self, hint: str, a: Var, c: Var, axis: str, out: tuple[str, str], start: Var | None = None) -> Var:
-        """start + the sum over `axis` of a * c."""
+        """start + the sum over `axis` of a * c; what scales rows or columns of it scales the sum."""
+        factor: Expr | None = None
+        if start is None:
+            (a, f), (c, g) = self.unscaled(a, axis), self.unscaled(c, axis)
+            factor = f if g is None else g if f is None else op("mul", f, g)
         left, right = self.narrow(a), self.narrow(c)
         body = t.Dot(left.name, right.name, axis, start.name if start else None, self.variant.precision)
         row, column = (t.Axis(n, self.b.extent(n)) for n in out)
-        return self.b.let(hint, t.Type((row, column), self.real), body)
+        found = self.b.let(hint, t.Type((row, column), self.real), body)
+        if factor is None:
+            return found
+        with self.ordered(out):
+            return self.value(op("mul", found, factor), hint)
 
-    def unscaled(self, v: Var) -> tuple[Var, Expr | None]:
-        """(x, c) for a value c * x of what was loaded in 16 bits: a product takes x as it lies in memory."""
+    def unscaled(self, v: Var, axis: str) -> tuple[Var, Expr | None]:
+        """(x, f) for a value f * x of what was loaded in 16 bits, f without `axis`: a product along that takes x as it
+        lies in memory."""
         made = self.b.made.get(v.name)
-        match made.body if isinstance(made, t.Map) else None:
-            case Op("mul", (Const() as factor, Var() as x)) if isinstance(self.b.made.get(x.name), t.Cast):
-                narrow = self.b.type_of(self.narrow(x).name)
-                return (x, factor) if narrow.dtype in ("f16", "bf16") else (v, None)
+        match made.body if isinstance(made, t.Map) else made:
+            case t.Cast(value) if self.b.type_of(v.name).dtype == self.variant.dtype:
+                wide, factor = self.unscaled(Var(value, v.sort), axis)
+                return (v, None) if factor is None else (wide, factor)
+            case Op("mul", (l, r)):
+                found = self._scaled(l, r, axis) or self._scaled(r, l, axis)
+                return found or (v, None)
             case _:
                 return v, None
+
+    def _scaled(self, x: Expr, f: Expr, axis: str) -> tuple[Var, Expr | None] | None:
+        """f * x, unscaled."""
+        if not isinstance(x, Var) or not isinstance(f, Const | Var):
+            return None
+        left, g = self.unscaled(x, axis)
+        if not self._loaded(left):
+            return None
+        if self._scales(f, axis):
+            return left, f if g is None else op("mul", f, g)
+        if isinstance(g, Const):  # one factor of both
+            return self.value(op("mul", left, self.value(op("mul", f, g), "x")), "x"), None
+        return None
+
+    def _loaded(self, v: Var) -> bool:
+        """Whether a value is as wide as sums what was loaded in 16 bits."""
+        made = self.b.made.get(v.name)
+        return isinstance(made, t.Cast) and self.b.type_of(made.value).dtype in ("f16", "bf16") and self.narrow(v) != v
+
+    def _scales(self, f: Expr, axis: str) -> bool:
+        """Whether `f` is a number, or one for every row or column of a product along `axis`."""
+        if isinstance(f, Const):
+            return True
+        return isinstance(f, Var) and len(names := self.b.type_of(f.name).names()) < 2 and axis not in names
 
     # --- how products lie -------------------------------------------------------------------------------------------
 

@@ -5,6 +5,9 @@ rewrite: a = f(x); ...; b = g(a)  -->  ...; a = f(x); b = g(a)
 What is computed long before it is read takes registers until then. Statements of a loop stay in it. A loop that only
 computes is a value, too, and computed before what is read with it: a loop leaves little, and all that is there already
 takes registers while it runs.
+
+Where there are no loops, tiles are stored before vectors, and what sums up a tile is computed as soon as that takes no
+other tile: a sum leaves little, and its tile is free.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from attncc.expr.nodes import free_vars
+from attncc.schedule.reload import reloaded
 from attncc.tile import nodes as t
 from attncc.tile.verify_scope import uses
 
@@ -22,27 +26,85 @@ def late(kernel: t.Kernel) -> t.Kernel:
 
 
 def _body(body: tuple[t.Stmt, ...]) -> tuple[t.Stmt, ...]:
-    waiting: dict[str, t.Let | t.For] = {n: s for s in body for n in _made(s) if isinstance(s, t.Let | t.For)}
     order = {n: at for at, s in enumerate(body) for n in _made(s)}
     looped: set[str] = set()
     for s in body:
         if isinstance(s, t.For) or _read(s) & looped:
             looped |= set(_made(s))
-    placed: list[t.Stmt] = []
-
-    def place(s: t.Stmt) -> None:
-        for name in sorted(_read(s), key=lambda n: (n not in looped, order.get(n, -1))):
-            if name in waiting:
-                found = waiting[name]
-                for made in _made(found):
-                    del waiting[made]
-                place(found)
-        placed.append(replace(s, body=_body(s.body)) if isinstance(s, t.For) else s)
-
-    for s in body:
+    if not looped:
+        body = reloaded(body)
+        order = {n: at for at, s in enumerate(body) for n in _made(s)}
+    placed = _Placed(body, order, looped)
+    placed.first()
+    for s in _tiles_first(body) if not looped else body:
         if not _made(s):
-            place(s)
-    return tuple(placed)
+            placed.place(s)
+            placed.sums()
+    return tuple(placed.statements)
+
+
+class _Placed:
+    """What is computed, in order, and what waits to be read."""
+
+    def __init__(self, body: tuple[t.Stmt, ...], order: dict[str, int], looped: set[str]) -> None:
+        self.order, self.looped = order, looped
+        self.waiting: dict[str, t.Let | t.For] = {n: s for s in body for n in _made(s) if isinstance(s, t.Let | t.For)}
+        self.read = {n for s in body for n in _read(s)}
+        self.statements: list[t.Stmt] = []
+        self.there: set[str] = set()
+
+    def place(self, s: t.Stmt) -> None:
+        """The statement, behind all that it reads."""
+        for name in sorted(_read(s), key=lambda n: (n not in self.looped, self.order.get(n, -1))):
+            if name in self.waiting:
+                found = self.waiting[name]
+                for made in _made(found):
+                    del self.waiting[made]
+                self.place(found)
+        self.statements.append(replace(s, body=_body(s.body)) if isinstance(s, t.For) else s)
+        self.there |= set(_made(s))
+        if isinstance(s, t.Let) and isinstance(s.op, t.Dot):
+            self.sums()
+
+    def first(self) -> None:
+        """Places what sums up nothing but tiles that are loaded."""
+        for s in [] if self.looped else list(self.waiting.values()):
+            if isinstance(s, t.Let) and isinstance(s.op, t.Reduce) and self._loads_tiles(s) and s.name in self.waiting:
+                del self.waiting[s.name]
+                self.place(s)
+
+    def _loads_tiles(self, s: t.Stmt) -> bool:
+        """Whether tiles are loaded for it, and none multiplied."""
+        found = [x for x in map(self.waiting.get, _read(s)) if isinstance(x, t.Let) and len(x.type.axes) > 1]
+        dots = any(isinstance(x.op, t.Dot) for x in found)
+        return bool(found) and not dots and all(isinstance(x.op, t.Load) or self._loads_tiles(x) for x in found)
+
+    def sums(self) -> None:
+        """Everything that sums up tiles which are there."""
+        if self.looped:
+            return
+        for name, s in list(self.waiting.items()):
+            ready = isinstance(s, t.Let) and isinstance(s.op, t.Reduce) and name in self.read
+            if name in self.waiting and ready and not self._needs_tiles(s):
+                del self.waiting[name]
+                self.place(s)
+
+    def _needs_tiles(self, s: t.Stmt) -> bool:
+        """Whether tiles are multiplied for it that are not there."""
+        for name in _read(s) & (set(self.order) - self.there):
+            found = self.waiting.get(name)
+            if found is None:  # it is being placed
+                return True
+            tile = isinstance(found, t.Let) and len(found.type.axes) > 1
+            if (tile and isinstance(found, t.Let) and isinstance(found.op, t.Dot)) or self._needs_tiles(found):
+                return True
+        return False
+
+
+def _tiles_first(body: tuple[t.Stmt, ...]) -> list[t.Stmt]:
+    """The same statements, those first that store tiles."""
+    axes = {s.name: len(s.type.axes) for s in body if isinstance(s, t.Let)}
+    return sorted(body, key=lambda s: -axes.get(s.value, 0) if isinstance(s, t.Store) else 0)
 
 
 def _made(s: t.Stmt) -> tuple[str, ...]:

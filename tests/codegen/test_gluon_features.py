@@ -295,4 +295,10 @@ def test_long_lines_break_between_terms() -> None:
     text = print_gluon(program(PLANS["captures"]), triton=VERSION)
     assert max(map(len, text.splitlines())) <= 120
     assert wrapped("x = first + second + third", 16) == ["x = (", "    first", "    + second", "    + third", ")"]
+    assert wrapped("x = first + second(a)", 12) == [
+        "x = (",
+        "    first",
+        "    + second(a)",
+        ")",
+    ]  # no call fits its line
     assert wrapped("call(a[:, None] & b[None, :])", 20) == ["call(", "    a[:, None]", "    & b[None, :],", ")"]

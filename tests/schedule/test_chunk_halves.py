@@ -13,6 +13,7 @@ import pytest
 
 from attncc import driver
 from attncc.grammar import parse
+from attncc.schedule.chunk_forward import every
 from attncc.schedule.variant import Variant
 from attncc.tile import nodes as t
 from attncc.tile.interpret import run_program
@@ -128,19 +129,61 @@ def test_levels_share_a_multiprocessor(name: str) -> None:
     assert all(2 * 32 * k.config.warps * k.config.registers <= 65536 for k in leveled)
 
 
-@pytest.mark.parametrize(("name", "kernels", "registers"), [("simple_gla", 1, 0), ("mamba2", 3, 0), ("", 1, 128)])
-def test_few_gradients_share_a_kernel(name: str, kernels: int, registers: int) -> None:
-    """One state of inputs as they lie; without gates its kernel leaves room for another program."""
+@pytest.mark.parametrize(
+    ("name", "kernels", "warps"), [("simple_gla", 1, 4), ("mamba2", 3, 4), ("retnet", 1, 8), ("", 1, 4)]
+)
+def test_few_gradients_share_a_kernel(name: str, kernels: int, warps: int) -> None:
+    """One state of inputs as they lie; four warps are enough for it, so that two programs share a multiprocessor."""
     plain = "attention plain:\n    state S[d, e]\n    S = S + outer(k, v)\n    out = q @ S / sqrt(D)\n"
     spec = parse((EXAMPLES / f"{name}.attn").read_text(encoding="utf-8") if name else plain)
     captured: tuple[tuple[str, t.Dtype], ...] = tuple((p.name, "bf16") for p in spec.params)
     gradients = ("q", "k", "v", *(p.name for p in spec.params))
     variant = Variant("triton", 128, 128, "bf16", captured, gradients=gradients, capability=90)
-    backward = driver.programs(spec, variant).backward
-    assert backward is not None
-    found = [k for k in backward.kernels if k.name.startswith("gradients")]
+    pair = driver.programs(spec, variant)
+    assert pair.backward is not None
+    found = [k for k in pair.backward.kernels if k.name.startswith("gradients")]
     assert len(found) == kernels
-    assert all(k.config.registers == registers for k in found)
+    assert max(k.config.warps for k in (*found, *pair.forward.kernels)) == warps
+
+
+def test_products_take_inputs_as_they_lie() -> None:
+    """A factor of rows scales what a product gives, not what it takes; sums of two products are one's start."""
+    spec = parse((EXAMPLES / "simple_gla.attn").read_text(encoding="utf-8"))
+    variant = Variant(
+        "triton", 128, 128, "bf16", (("decay", "bf16"),), gradients=("q", "k", "v", "decay"), capability=90
+    )
+    pair = driver.programs(spec, variant)
+    assert pair.backward is not None
+    (forward,) = (k for k in pair.forward.kernels if k.name == "forward_kernel")
+    (gradients,) = (k for k in pair.backward.kernels if k.name == "gradients_kernel")
+    for kernel, products, begun in ((forward, 4, 2), (gradients, 8, 3)):
+        lets = {s.name: s for s in every(kernel.body) if isinstance(s, t.Let)}
+        dots = [s.op for s in lets.values() if isinstance(s.op, t.Dot)]
+        assert len(dots) == products
+        assert sum(x.start is not None for x in dots) == begun
+        scaled = [x for x in dots for n in (x.a, x.b) if isinstance(n, str) and isinstance(lets[n].op, t.Cast)]
+        assert len(scaled) <= 3  # the state and the weights; what is written, along the tokens
+
+
+def test_sums_of_tiles_wait_for_no_other_tile() -> None:
+    """Operands of products are loaded once more for all else, and tiles are stored before vectors."""
+    spec = parse((EXAMPLES / "simple_gla.attn").read_text(encoding="utf-8"))
+    variant = Variant(
+        "triton", 128, 128, "bf16", (("decay", "bf16"),), gradients=("q", "k", "v", "decay"), capability=90
+    )
+    pair = driver.programs(spec, variant)
+    assert pair.backward is not None
+    (kernel,) = (k for k in pair.backward.kernels if k.name == "gradients_kernel")
+    order = {s.name: n for n, s in enumerate(kernel.body) if isinstance(s, t.Let)}
+    stores = [(n, s) for n, s in enumerate(kernel.body) if isinstance(s, t.Store)]
+    assert [s.tensor.split("_")[1] for _, s in stores] == ["q", "k", "v", "decay"]
+    states = [
+        s.name for s in kernel.body if isinstance(s, t.Let) and isinstance(s.op, t.Load) and s.name.endswith("again")
+    ]
+    assert len(states) >= 2 and all(order[n] < stores[0][0] for n in states if n.startswith("S_"))
+    products = [n for n, s in enumerate(kernel.body) if isinstance(s, t.Let) and isinstance(s.op, t.Dot)]
+    tiles = [s for s in kernel.body[products[-1] + 1 :] if isinstance(s, t.Let) and isinstance(s.op, t.Reduce)]
+    assert not tiles  # every sum was made before
 
 
 def test_running_sums_of_tokens_are_made_once() -> None:
