@@ -337,6 +337,8 @@ class Forward:
             value = k.value(op("mul", value, self.m.left(gates[s.value.name])), "y")
         if self.p.halves and s.key.name in gates:
             return self.added(s, self.operand(s, w), value, total)
+        if rest is not None and k.b.extent(s.value.name) < k.b.extent(s.key.name):  # the smaller one is scaled
+            value, rest = k.value(op("mul", value, rest), "y"), None
         key = self.key_j(w.key, s.key, s)
         with k.turned() if turned else nullcontext():
             for f in (rest, self.m.left(gates[s.key.name]) if s.key.name in gates else None):
