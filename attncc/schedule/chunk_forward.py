@@ -9,6 +9,7 @@ from dataclasses import replace
 from attncc.expr.build import TRUE, conj, ivar, op
 from attncc.expr.nodes import Const, Expr, Var
 from attncc.schedule import chunk_segments as segments
+from attncc.schedule.ahead import ahead
 from attncc.schedule.chunk import Forward
 from attncc.schedule.chunk_kept import Mode
 from attncc.schedule.chunk_problem import Problem
@@ -196,7 +197,8 @@ def kept_kernels(p: Problem, reserved: tuple[str, ...]) -> tuple[tuple[t.Kernel,
         made.append(f)
         return chunk_kernel(name, f, first.name, columns)
 
-    sums = blocks(p, lambda columns: make("stores", "sums_kernel", columns))
+    whole = not p.halves  # gates of tokens lack the channels
+    sums = make("stores", "sums_kernel", WHOLE) if whole else blocks(p, lambda x: make("stores", "sums_kernel", x))
     weights = (make("weights", "weights_kernel", WHOLE),) if p.halves else ()
     return (sums, *weights), made[-1].kept.tensors(p.extents)
 
@@ -212,9 +214,9 @@ def chunk_kernel(name: str, f: Forward, first: str, columns: Mapping[str, int] =
     if p.halves and max(p.extents.values()) <= 128:
         few = LEVELS.get(f.kept.mode, {}).get(warps, 0)
     found = prune(t.Kernel(name, grid, tuple(f.k.tensors), scalars, tuple(f.k.b.scope.statements)))
-    if spans(found) <= {"i"}:
+    if not any(isinstance(s.op, t.Dot) or len(s.type.axes) > 1 for s in every(found.body) if isinstance(s, t.Let)):
         warps = 1
-    return late(replace(found, config=t.Config(warps, 1, few)))
+    return late(replace(found, config=t.Config(warps, 1, few)), tiles=not p.halves)
 
 
 def carries(f: Forward, states: tuple[Var, ...], depth: int) -> tuple[tuple[t.Carry, ...], tuple[Var, ...]]:
@@ -245,7 +247,7 @@ def walk_kernel(name: str, f: Forward, columns: Mapping[str, int], parts: Var | 
     if parts is not None:
         grid = (*grid[:-2], t.GridAxis("part", parts, "batch"), *grid[-2:])
         scalars = (*scalars, *segments.NAMES)
-    made = prune(t.Kernel(name, grid, tuple(f.k.tensors), scalars, body))
+    made = ahead(prune(t.Kernel(name, grid, tuple(f.k.tensors), scalars, body)))
     return replace(made, config=t.Config(8 if large > enough(p) else 4, stages(made, p)))
 
 

@@ -6,8 +6,8 @@ What is computed long before it is read takes registers until then. Statements o
 computes is a value, too, and computed before what is read with it: a loop leaves little, and all that is there already
 takes registers while it runs.
 
-Where there are no loops, tiles are stored before vectors, and what sums up a tile is computed as soon as that takes no
-other tile: a sum leaves little, and its tile is free.
+Where `tiles` fill the registers, they are stored before vectors, and what sums one up is computed as soon as that takes
+no other product: a sum leaves little, and its tile is free.
 """
 
 from __future__ import annotations
@@ -20,34 +20,42 @@ from attncc.tile import nodes as t
 from attncc.tile.verify_scope import uses
 
 
-def late(kernel: t.Kernel) -> t.Kernel:
+def late(kernel: t.Kernel, *, tiles: bool = False) -> t.Kernel:
     """`kernel` with every Let before its first reader."""
-    return replace(kernel, body=_body(kernel.body))
+    straight = not any(isinstance(s, t.For | t.If) for s in kernel.body)
+    return replace(kernel, body=_tiles(kernel.body) if tiles and straight else _body(kernel.body))
 
 
 def _body(body: tuple[t.Stmt, ...]) -> tuple[t.Stmt, ...]:
-    order = {n: at for at, s in enumerate(body) for n in _made(s)}
     looped: set[str] = set()
     for s in body:
         if isinstance(s, t.For) or _read(s) & looped:
             looped |= set(_made(s))
-    if not looped:
-        body = reloaded(body)
-        order = {n: at for at, s in enumerate(body) for n in _made(s)}
-    placed = _Placed(body, order, looped)
-    placed.first()
-    for s in _tiles_first(body) if not looped else body:
+    placed = _Placed(body, looped)
+    for s in body:
         if not _made(s):
             placed.place(s)
-            placed.sums()
+    return tuple(placed.statements)
+
+
+def _tiles(body: tuple[t.Stmt, ...]) -> tuple[t.Stmt, ...]:
+    """Without loops: loads of their own for sums, those of loaded tiles first, and stores of tiles before others."""
+    body = reloaded(body)
+    axes = {s.name: len(s.type.axes) for s in body if isinstance(s, t.Let)}
+    placed = _Placed(body, set(), eager=True)
+    placed.first()
+    for s in sorted(body, key=lambda s: -axes.get(s.value, 0) if isinstance(s, t.Store) else 0):
+        if not _made(s):
+            placed.place(s)
     return tuple(placed.statements)
 
 
 class _Placed:
     """What is computed, in order, and what waits to be read."""
 
-    def __init__(self, body: tuple[t.Stmt, ...], order: dict[str, int], looped: set[str]) -> None:
-        self.order, self.looped = order, looped
+    def __init__(self, body: tuple[t.Stmt, ...], looped: set[str], *, eager: bool = False) -> None:
+        self.order = {n: at for at, s in enumerate(body) for n in _made(s)}
+        self.looped, self.eager = looped, eager
         self.waiting: dict[str, t.Let | t.For] = {n: s for s in body for n in _made(s) if isinstance(s, t.Let | t.For)}
         self.read = {n for s in body for n in _read(s)}
         self.statements: list[t.Stmt] = []
@@ -63,12 +71,12 @@ class _Placed:
                 self.place(found)
         self.statements.append(replace(s, body=_body(s.body)) if isinstance(s, t.For) else s)
         self.there |= set(_made(s))
-        if isinstance(s, t.Let) and isinstance(s.op, t.Dot):
+        if self.eager and isinstance(s, t.Let) and isinstance(s.op, t.Dot):
             self.sums()
 
     def first(self) -> None:
         """Places what sums up nothing but tiles that are loaded."""
-        for s in [] if self.looped else list(self.waiting.values()):
+        for s in list(self.waiting.values()):
             if isinstance(s, t.Let) and isinstance(s.op, t.Reduce) and self._loads_tiles(s) and s.name in self.waiting:
                 del self.waiting[s.name]
                 self.place(s)
@@ -80,9 +88,7 @@ class _Placed:
         return bool(found) and not dots and all(isinstance(x.op, t.Load) or self._loads_tiles(x) for x in found)
 
     def sums(self) -> None:
-        """Everything that sums up tiles which are there."""
-        if self.looped:
-            return
+        """Places everything that sums up tiles which are there."""
         for name, s in list(self.waiting.items()):
             ready = isinstance(s, t.Let) and isinstance(s.op, t.Reduce) and name in self.read
             if name in self.waiting and ready and not self._needs_tiles(s):
@@ -99,12 +105,6 @@ class _Placed:
             if (tile and isinstance(found, t.Let) and isinstance(found.op, t.Dot)) or self._needs_tiles(found):
                 return True
         return False
-
-
-def _tiles_first(body: tuple[t.Stmt, ...]) -> list[t.Stmt]:
-    """The same statements, those first that store tiles."""
-    axes = {s.name: len(s.type.axes) for s in body if isinstance(s, t.Let)}
-    return sorted(body, key=lambda s: -axes.get(s.value, 0) if isinstance(s, t.Store) else 0)
 
 
 def _made(s: t.Stmt) -> tuple[str, ...]:
