@@ -130,7 +130,7 @@ class Forward:
             if gates is not None and self.p.separable(s):
                 self.moved[s.name], gates = gates.parts[-1], self.m.fixed_gates(gates)
             keep = (lambda v: self.kept.value(v, self.k.real)) if self.p.of_tokens else None
-            self.fadings[s.name] = Bounded(self.m, gates, keep, s.key.name if s.key is not None else "")
+            self.fadings[s.name] = Bounded(self.m, gates, keep)
         return self.fadings[s.name]
 
     def channel_gates(self, s: Held) -> dict[str, Gates]:

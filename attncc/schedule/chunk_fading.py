@@ -304,8 +304,6 @@ class Bounded:
     gates: Gates | None
     keep: Callable[[Var], Var] | None = None
     """Takes its powers, and gives what they are read from."""
-    along: str = ""
-    """The axis that a power of the whole chunk is kept along: walks load tensors ahead, and no numbers."""
 
     def kept(self, v: Var) -> Var:
         return v if self.keep is None else self.keep(v)
@@ -322,7 +320,4 @@ class Bounded:
         return None if self.gates is None else self.kept(self.m.left(self.gates))
 
     def total(self) -> Var | None:
-        if self.gates is None:
-            return None
-        found = self.m.total(self.gates)
-        return self.kept(self.m.k.over(found, self.along) if self.keep is not None and self.along else found)
+        return None if self.gates is None else self.kept(self.m.total(self.gates))

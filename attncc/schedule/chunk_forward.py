@@ -197,8 +197,7 @@ def kept_kernels(p: Problem, reserved: tuple[str, ...]) -> tuple[tuple[t.Kernel,
         made.append(f)
         return chunk_kernel(name, f, first.name, columns)
 
-    whole = not p.halves  # gates of tokens lack the channels
-    sums = make("stores", "sums_kernel", WHOLE) if whole else blocks(p, lambda x: make("stores", "sums_kernel", x))
+    sums = blocks(p, lambda columns: make("stores", "sums_kernel", columns))
     weights = (make("weights", "weights_kernel", WHOLE),) if p.halves else ()
     return (sums, *weights), made[-1].kept.tensors(p.extents)
 
@@ -214,7 +213,7 @@ def chunk_kernel(name: str, f: Forward, first: str, columns: Mapping[str, int] =
     if p.halves and max(p.extents.values()) <= 128:
         few = LEVELS.get(f.kept.mode, {}).get(warps, 0)
     found = prune(t.Kernel(name, grid, tuple(f.k.tensors), scalars, tuple(f.k.b.scope.statements)))
-    if not any(isinstance(s.op, t.Dot) or len(s.type.axes) > 1 for s in every(found.body) if isinstance(s, t.Let)):
+    if spans(found) <= {"i"}:
         warps = 1
     return late(replace(found, config=t.Config(warps, 1, few)), tiles=not p.halves)
 

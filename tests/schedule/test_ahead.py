@@ -11,6 +11,7 @@ from attncc import driver
 from attncc.grammar import parse
 from attncc.schedule import chunk_forward
 from attncc.schedule.chunk_forward import every
+from attncc.schedule.programs import Pair
 from attncc.schedule.variant import Variant
 from attncc.tile import nodes as t
 from attncc.tile.interpret import run_program
@@ -20,17 +21,27 @@ SPEC = parse((EXAMPLES / "simple_gla.attn").read_text(encoding="utf-8"))
 VARIANT = Variant("triton", 16, 16, "f16", (("decay", "f16"),), gradients=("q", "k", "v", "decay"), capability=90)
 
 
-def walks(pair: object) -> list[t.For]:
-    """The loops over chunks that carry what is loaded ahead."""
-    programs = (pair.forward, pair.backward)  # type: ignore[attr-defined]
-    loops = [s for p in programs for k in p.kernels for s in every(k.body) if isinstance(s, t.For)]
-    return [x for x in loops if any(c.name.endswith("_now") for c in x.carried)]
+def walks(pair: Pair) -> list[tuple[str, t.For]]:
+    """(a kernel's name, a loop of it that carries what is loaded ahead)."""
+    assert pair.backward is not None
+    kernels = (*pair.forward.kernels, *pair.backward.kernels)
+    loops = [(k.name, s) for k in kernels for s in every(k.body) if isinstance(s, t.For)]
+    return [(name, x) for name, x in loops if any(c.name.endswith("_now") for c in x.carried)]
 
 
-def test_what_scales_sums_is_carried() -> None:
-    found = walks(driver.programs(SPEC, VARIANT))
-    assert len(found) == 5  # two of the forward; what segments own, the states, their gradients
-    for walk in found:
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    [
+        ("simple_gla", ["forward_kernel"]),
+        ("gla", ["adjoints_kernel", "forward_kernel", "owns_kernel", "states_kernel"]),
+    ],
+)
+def test_what_scales_sums_is_carried(name: str, kernels: list[str]) -> None:
+    """Numbers stay where they are, and what Triton loads ahead by itself."""
+    pair = driver.programs(parse((EXAMPLES / f"{name}.attn").read_text(encoding="utf-8")), VARIANT)
+    found = walks(pair)
+    assert sorted({kernel for kernel, _ in found}) == kernels
+    for _, walk in found:
         carried = {c.name for c in walk.carried if c.name.endswith("_now")}
         loads = {s.name: s for s in walk.body if isinstance(s, t.Let) and isinstance(s.op, t.Load)}
         assert {f"{n.removesuffix('_now')}_next" for n in carried} <= set(loads)
