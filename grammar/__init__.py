@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,12 +29,15 @@ def parse(text: str, name: str = "<spec>") -> Spec:
 
 def parse_all(text: str, name: str = "<spec>") -> tuple[Spec, ...]:
     """Every attention of a text, in order. Raises a SpecError."""
+    from attncc.expr.nodes import placing
     from attncc.grammar.lower import lower
     from attncc.grammar.reader import read_tree
 
     source = Source(name, text)
     try:
-        return lower(read_tree(text))
+        with placing() as places:
+            specs = lower(read_tree(text))
+        return tuple(replace(s, places=tuple(places.items())) for s in specs)
     except SpecError as error:
         error.source = error.source or source
         raise

@@ -8,7 +8,8 @@ Four kinds of node::
     Atom                    a leaf to every scalar pass; the Spec IR derives Load, Contract, Reduce ... from it
 
 Building the same node twice returns the same object, so equality is identity, hashing is free and a
-dictionary keyed by nodes is a memo table. Sorts are "int", "real" and "bool". Integer division and modulus floor.
+dictionary keyed by nodes is a memo table. Texts that have a node in common share it, too: it shows where it stands in
+the one that was read or `placed` last. Sorts are "int", "real" and "bool". Integer division and modulus floor.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 from weakref import WeakValueDictionary
@@ -33,7 +36,32 @@ class _Interned(type):
             return known
         node = super().__call__(*args, **kwargs)
         key = (cls, *(_key(getattr(node, f.name)) for f in dataclasses.fields(node) if f.compare))
-        return cls._live.setdefault(key, node)
+        known = cls._live.setdefault(key, node)
+        places = _places.get()
+        if places is not None and known not in places and (span := getattr(node, "span", None)) is not None:
+            places[known] = span
+            object.__setattr__(known, "span", span)
+        return known
+
+
+_places: ContextVar[dict[Any, Any] | None] = ContextVar("places", default=None)
+
+
+@contextmanager
+def placing() -> Iterator[dict[Any, Any]]:
+    """Collects where nodes that are made stand in a text, each at the first of its places; that is what they show."""
+    places: dict[Any, Any] = {}
+    token = _places.set(places)
+    try:
+        yield places
+    finally:
+        _places.reset(token)
+
+
+def placed(places: tuple[tuple[Any, Any], ...]) -> None:
+    """Lets nodes show their places in one of the texts that have them."""
+    for node, span in places:
+        object.__setattr__(node, "span", span)
 
 
 def _key(value: Any) -> Any:

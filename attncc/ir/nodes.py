@@ -319,3 +319,5 @@ class Spec:
     span: Span | None = _span()
     recurrence: Recurrence | None = None
     """In a state program; the statements stand above its steps and read no state."""
+    places: tuple[tuple[Expr, Span], ...] = field(default=(), compare=False, repr=False)
+    """Where its expressions stand in its text (attncc.expr.nodes.placed)."""

@@ -107,6 +107,7 @@ class Family:
         spec = self.spec
         try:
             with _stages:
+                importlib.import_module("attncc.expr.nodes").placed(spec.places)
                 return importlib.import_module("attncc.driver").programs(spec, variant)
         except SpecError as error:
             if self._spec is not None:
