@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option(
     "--suite", default="", metavar="NAME|TOML", help="Rows as data: `softmax`, `tiles`, `recurrent`, or a file."
 )
-@click.option("--only", default="", metavar="PATTERN,...", help="Rows whose label holds one of these; * is a wildcard.")
+@click.option("--only", default="", metavar="PATTERN,...", help="Rows whose label holds one, and none after a -.")
 @click.option("--shape", "shapes", multiple=True, metavar="B=2,H=16,N=8192,D=128", help="Of FILEs; may be repeated.")
 @click.option("--vs", "against", default="", metavar="NAME,...", help="Peers; all that are installed if left out.")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), help="float32 on the CPU, bfloat16 on a GPU.")

@@ -152,3 +152,16 @@ def test_the_suite_runs(tmp_path: Path) -> None:
     result = CliRunner().invoke(commands, ["bench", "--suite", str(tmp_path / "small.toml"), *more])
     assert result.exit_code == 0, result.output
     assert "without fla: flash-linear-attention is not installed" in result.output
+
+
+@pytest.mark.parametrize(
+    ("only", "rows"),
+    [
+        ("linear,kept", ["linear", "kept"]),
+        ("*decay,-delta", ["channel decay", "token decay"]),
+        ("-decay,-delta,-l", ["kept", "forgetting"]),
+    ],
+)
+def test_rows_are_chosen(only: str, rows: list[str]) -> None:
+    found = [r.label.rsplit(" B4", 1)[0] for r in read_suite("recurrent", only)]
+    assert [n for n in found if n != "read before the write"] == rows

@@ -79,9 +79,12 @@ def read_suite(named: str, only: str = "") -> list[Row]:
 
 
 def matches(label: str, only: str) -> bool:
-    """Whether a label holds one of the comma-separated patterns; `*` stands for anything."""
+    """Whether a label holds one of the comma-separated patterns and none behind a `-`; `*` stands for anything."""
     patterns = [p.strip() for p in only.split(",") if p.strip()]
-    return not patterns or any(fnmatch.fnmatchcase(label, f"*{p}*") for p in patterns)
+    without = [p.removeprefix("-") for p in patterns if p.startswith("-")]
+    wanted = [p for p in patterns if not p.startswith("-")] or [""]
+    holds = lambda p: fnmatch.fnmatchcase(label, f"*{p}*")  # noqa: E731
+    return any(map(holds, wanted)) and not any(map(holds, without))
 
 
 def _rows(data: Mapping[str, Any]) -> Iterator[Row]:
