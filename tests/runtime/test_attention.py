@@ -220,3 +220,20 @@ def test_equal_specs_share_one_family(driver: FakeDriver, tmp_path: Path) -> Non
     known = len(_families)  # of other tests in this process
     assert attncc.compile(path) is compiled() is attncc.compile(str(path))
     assert len(_families) <= known + 1
+
+
+def test_a_refusal_points_into_its_own_text() -> None:
+    """Two specs share the expression that is refused; each shows where it has it, whichever is asked first."""
+    start, step = (
+        "attention {}(W: real[h, d, f: D]):\n    state S[d, e]\n",
+        "    S = W @ S[f] + outer(k, v)\n    out = q @ S\n",
+    )
+    texts = [start.format("first") + step, start.format("second") + "\n\n" + step]
+    both = [attncc.compile(text, backend="torch", form="chunk") for text in texts]
+    q, W = torch.zeros(1, 1, 8, 4), torch.zeros(1, 4, 4)
+    for at in (1, 0, 1):
+        with pytest.raises(attncc.SpecError) as caught:
+            both[at](q, q, q, W=W)
+        span = caught.value.diagnostic.span
+        assert span is not None and (span.line, span.column, span.width) == (3 + 2 * at, 9, 8)
+        assert "W @ S[f]" in str(caught.value).splitlines()[1]

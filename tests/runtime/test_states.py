@@ -441,20 +441,3 @@ def test_a_form_that_is_asked_for_is_the_one_that_runs() -> None:
     attn: Any = attncc.compile(file("rwkv7"), backend="torch", form="chunk")
     with pytest.raises(attncc.SpecError, match="plus rank one"):
         attn(**given(attn))
-
-
-def test_a_refusal_points_into_its_own_text() -> None:
-    """Two specs share the expression that is refused; each shows where it has it, whichever is asked first."""
-    start, step = (
-        "attention {}(W: real[h, d, f: D]):\n    state S[d, e]\n",
-        "    S = W @ S[f] + outer(k, v)\n    out = q @ S\n",
-    )
-    texts = [start.format("first") + step, start.format("second") + "\n\n" + step]
-    both = [attncc.compile(text, backend="torch", form="chunk") for text in texts]
-    q, W = torch.zeros(1, 1, 8, 4), torch.zeros(1, 4, 4)
-    for at in (1, 0, 1):
-        with pytest.raises(attncc.SpecError) as caught:
-            both[at](q, q, q, W=W)
-        span = caught.value.diagnostic.span
-        assert span is not None and (span.line, span.column, span.width) == (3 + 2 * at, 9, 8)
-        assert "W @ S[f]" in str(caught.value).splitlines()[1]
