@@ -195,7 +195,7 @@ class Attention:
         single = last == "over" and tensors[0].shape[2] == tensors[1].shape[2] == 1
         variant = dataclasses.replace(variant, first=first, last=last == "new", in_place=last == "over", single=single)
         variant = dataclasses.replace(variant, capability=place.capability or variant.capability)
-        variant = dataclasses.replace(variant, kept=target != "torch" and bool(face.states) and last != "over")
+        variant = dataclasses.replace(variant, kept=variant.kept and last != "over")
         tiles = tuned(compiled.key, variant, device) if self._tiles == "tuned" else self._tiles
         ahead, behind = _halves(tiles)
         variant = dataclasses.replace(variant, tiles=ahead, ordered=compiled.deterministic and mode != "torch")

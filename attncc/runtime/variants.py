@@ -53,6 +53,7 @@ def forward_variant(face: Interface, tensors: tuple[Tensor, ...], target: Target
         layouts=layouts,
         precision=precision,
         grouped=target == "torch" or q.shape[1] != tensors[1].shape[1],
+        kept=target != "torch" and bool(face.states),
     )
 
 

@@ -85,19 +85,19 @@ class Problem:
     @property
     def bare(self) -> bool:
         """Whether one state is all there is, written and read by inputs as they lie in memory, but for numbers."""
-        if len(self.form.states) != 1 or len(self.form.reads) != 1:
-            return False
-        (s,), (r,) = self.form.states, self.form.reads
-        return s.key is not None and all(map(as_it_lies, (r.x, *(x for w in s.writes for x in (w.key, w.value)))))
+        return self._of_inputs()
 
     @property
     def light(self) -> bool:
-        """Whether one state is written and read by inputs as they lie in memory, but for factors of their tokens."""
+        """Whether one state of two axes is, but for numbers and factors of the tokens."""
+        return self._of_inputs(self.extents) and self.form.states[0].value is not None
+
+    def _of_inputs(self, channels: Iterable[str] = ()) -> bool:
         if len(self.form.states) != 1 or len(self.form.reads) != 1:
             return False
         (s,), (r,) = self.form.states, self.form.reads
         operands = (r.x, *(x for w in s.writes for x in (w.key, w.value)))
-        return s.key is not None and s.value is not None and all(as_it_lies(x, self.extents) for x in operands)
+        return s.key is not None and all(as_it_lies(x, channels) for x in operands)
 
     @property
     def near(self) -> tuple[Expr, ...]:

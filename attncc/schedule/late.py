@@ -57,18 +57,16 @@ class _Placed:
         self.order = {n: at for at, s in enumerate(body) for n in _made(s)}
         self.looped, self.eager = looped, eager
         self.waiting: dict[str, t.Let | t.For] = {n: s for s in body for n in _made(s) if isinstance(s, t.Let | t.For)}
-        self.read = {n for s in body for n in _read(s)}
         self.statements: list[t.Stmt] = []
         self.there: set[str] = set()
 
     def place(self, s: t.Stmt) -> None:
         """The statement, behind all that it reads."""
+        for name in _made(s):
+            del self.waiting[name]
         for name in sorted(_read(s), key=lambda n: (n not in self.looped, self.order.get(n, -1))):
             if name in self.waiting:
-                found = self.waiting[name]
-                for made in _made(found):
-                    del self.waiting[made]
-                self.place(found)
+                self.place(self.waiting[name])
         self.statements.append(replace(s, body=_body(s.body)) if isinstance(s, t.For) else s)
         self.there |= set(_made(s))
         if self.eager and isinstance(s, t.Let) and isinstance(s.op, t.Dot):
@@ -78,7 +76,6 @@ class _Placed:
         """Places what sums up nothing but tiles that are loaded."""
         for s in list(self.waiting.values()):
             if isinstance(s, t.Let) and isinstance(s.op, t.Reduce) and self._loads_tiles(s) and s.name in self.waiting:
-                del self.waiting[s.name]
                 self.place(s)
 
     def _loads_tiles(self, s: t.Stmt) -> bool:
@@ -90,19 +87,17 @@ class _Placed:
     def sums(self) -> None:
         """Places everything that sums up tiles which are there."""
         for name, s in list(self.waiting.items()):
-            ready = isinstance(s, t.Let) and isinstance(s.op, t.Reduce) and name in self.read
-            if name in self.waiting and ready and not self._needs_tiles(s):
-                del self.waiting[name]
+            sums = isinstance(s, t.Let) and isinstance(s.op, t.Reduce)
+            if sums and name in self.waiting and not self._needs_products(s):
                 self.place(s)
 
-    def _needs_tiles(self, s: t.Stmt) -> bool:
+    def _needs_products(self, s: t.Stmt) -> bool:
         """Whether tiles are multiplied for it that are not there."""
         for name in _read(s) & (set(self.order) - self.there):
             found = self.waiting.get(name)
             if found is None:  # it is being placed
                 return True
-            tile = isinstance(found, t.Let) and len(found.type.axes) > 1
-            if (tile and isinstance(found, t.Let) and isinstance(found.op, t.Dot)) or self._needs_tiles(found):
+            if (isinstance(found, t.Let) and isinstance(found.op, t.Dot)) or self._needs_products(found):
                 return True
         return False
 

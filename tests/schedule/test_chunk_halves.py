@@ -146,17 +146,21 @@ def test_few_gradients_share_a_kernel(name: str, kernels: int, warps: int) -> No
     assert max(k.config.warps for k in (*found, *pair.forward.kernels)) == warps
 
 
-def test_products_take_inputs_as_they_lie() -> None:
-    """A factor of rows scales what a product gives, not what it takes; sums of two products are one's start."""
+def kernels_of_token_gates() -> dict[str, t.Kernel]:
+    """All kernels of one state with a gate of the token, those of the backward over those of the forward."""
     spec = parse((EXAMPLES / "simple_gla.attn").read_text(encoding="utf-8"))
-    variant = Variant(
-        "triton", 128, 128, "bf16", (("decay", "bf16"),), gradients=("q", "k", "v", "decay"), capability=90
-    )
+    gradients = ("q", "k", "v", "decay")
+    variant = Variant("triton", 128, 128, "bf16", (("decay", "bf16"),), gradients=gradients, capability=90)
     pair = driver.programs(spec, variant)
     assert pair.backward is not None
-    (forward,) = (k for k in pair.forward.kernels if k.name == "forward_kernel")
-    (gradients,) = (k for k in pair.backward.kernels if k.name == "gradients_kernel")
-    for kernel, products, begun in ((forward, 4, 2), (gradients, 8, 3)):
+    return {k.name: k for k in (*pair.forward.kernels, *pair.backward.kernels)}
+
+
+def test_products_take_inputs_as_they_lie() -> None:
+    """A factor of rows scales what a product gives, not what it takes; sums of two products are one's start."""
+    kernels = kernels_of_token_gates()
+    for name, products, begun in (("forward_kernel", 4, 2), ("gradients_kernel", 8, 3)):
+        kernel = kernels[name]
         lets = {s.name: s for s in every(kernel.body) if isinstance(s, t.Let)}
         dots = [s.op for s in lets.values() if isinstance(s.op, t.Dot)]
         assert len(dots) == products
@@ -167,13 +171,7 @@ def test_products_take_inputs_as_they_lie() -> None:
 
 def test_sums_of_tiles_wait_for_no_other_tile() -> None:
     """Operands of products are loaded once more for all else, and tiles are stored before vectors."""
-    spec = parse((EXAMPLES / "simple_gla.attn").read_text(encoding="utf-8"))
-    variant = Variant(
-        "triton", 128, 128, "bf16", (("decay", "bf16"),), gradients=("q", "k", "v", "decay"), capability=90
-    )
-    pair = driver.programs(spec, variant)
-    assert pair.backward is not None
-    (kernel,) = (k for k in pair.backward.kernels if k.name == "gradients_kernel")
+    kernel = kernels_of_token_gates()["gradients_kernel"]
     order = {s.name: n for n, s in enumerate(kernel.body) if isinstance(s, t.Let)}
     stores = [(n, s) for n, s in enumerate(kernel.body) if isinstance(s, t.Store)]
     assert [s.tensor.split("_")[1] for _, s in stores] == ["q", "k", "v", "decay"]

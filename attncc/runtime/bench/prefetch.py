@@ -72,7 +72,6 @@ def build(one: Wanted) -> Half:
         capability=place.capability or variant.capability,
         tiles=overrides.of(one.tiles, one.which),
         ordered=one.deterministic and mode != "torch",
-        kept=mode != "torch" and bool(family.face.states),
     )
     if one.which == "backward":
         needs = tuple(n for n, t in zip(family.face.inputs, tensors, strict=True) if t.requires_grad)
