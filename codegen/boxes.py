@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from attncc.codegen.gluon_layouts import BITS
 from attncc.codegen.gluon_spelling import box_shape, descriptor_name, swizzle
 from attncc.errors import InternalError
+from attncc.expr.nodes import Expr
+from attncc.tile.dialect import partitioned
 from attncc.tile.nodes import (
     AllocShared,
     CopyIn,
@@ -40,10 +43,14 @@ ELEMENT: dict[Dtype, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """What one bulk copy moves of a tensor: its extents along all axes of the tensor, and the buffer's type."""
+    """What one bulk copy moves of a tensor: its extents along all axes of the tensor, and the buffer's type.
+
+    `plain` Triton chooses the layout itself.
+    """
 
     shape: tuple[int, ...]
     buffer: Type
+    plain: bool = False
 
     def layout(self) -> str:
         """The shared layout the copy writes or reads, as Gluon's text."""
@@ -55,21 +62,44 @@ class Box:
 
     def type(self) -> str:
         """The type of a descriptor's argument."""
-        return f"tensordesc<{ELEMENT[self.buffer.dtype]}{list(self.shape)},{self.layout()}>"
+        box = f"{ELEMENT[self.buffer.dtype]}{list(self.shape)}"
+        return f"tensordesc<{box}>" if self.plain else f"tensordesc<{box},{self.layout()}>"
+
+    def described(self, tensor: str) -> str:
+        """How the host describes a tensor for such copies."""
+        swizzled = "" if self.plain else f", {self.swizzle()}"
+        return f"_descriptor({tensor}, {list(self.shape)}{swizzled})"
 
 
 def boxes(kernel: Kernel, tensors: dict[str, Tensor]) -> dict[str, dict[str, Box]]:
     """By tensor, then by the name of the descriptor: the boxes of the bulk copies of `kernel`, in order of use."""
     found: dict[str, list[Box]] = {}
+    for tensor, box in _copied(kernel, tensors):
+        same = found.setdefault(tensor, [])
+        if not any(b.shape == box.shape and b.type() == box.type() for b in same):
+            same.append(box)
+    return {name: _named(name, same) for name, same in found.items()}
+
+
+def _copied(kernel: Kernel, tensors: dict[str, Tensor]) -> Iterator[tuple[str, Box]]:
+    """What moves in bulk, and in which boxes."""
     inside = all_statements(kernel.body)
     buffers = {s.name: s.type for s in inside if isinstance(s, AllocShared)}
     for s in inside:
-        if isinstance(s, CopyIn | CopyOut):
-            box = Box(box_shape(s.slot, buffers[s.slot.name], len(tensors[s.tensor].axes)), buffers[s.slot.name])
-            same = found.setdefault(s.tensor, [])
-            if not any(b.shape == box.shape and b.layout() == box.layout() for b in same):
-                same.append(box)
-    return {name: _named(name, same) for name, same in found.items()}
+        match s:
+            case CopyIn(tensor=tensor, slot=slot) | CopyOut(tensor=tensor, slot=slot):
+                yield tensor, Box(box_shape(slot, buffers[slot.name], len(tensors[tensor].axes)), buffers[slot.name])
+            case Let(_, type, Load(tensor, index, bulk=True)):
+                if partitioned(kernel):
+                    raise InternalError(f"{tensor} is loaded in bulk into registers: partitions copy it themselves")
+                yield tensor, Box(loaded_box(type, index), type, plain=True)
+            case _:
+                pass
+
+
+def loaded_box(type: Type, index: tuple[Expr, ...]) -> tuple[int, ...]:
+    """The box of a bulk load into a value of `type`, along all axes of the tensor."""
+    return (*[1] * (len(index) - len(type.axes)), *(a.extent for a in type.axes))
 
 
 def _named(tensor: str, same: list[Box]) -> dict[str, Box]:
@@ -86,7 +116,7 @@ def addressed(kernel: Kernel) -> set[str]:
     for s in all_statements(kernel.body):
         if isinstance(s, Store | ReduceAdd):
             found.add(s.tensor)
-        elif isinstance(s, Let) and isinstance(s.op, Load):
+        elif isinstance(s, Let) and isinstance(s.op, Load) and not s.op.bulk:
             found.add(s.op.tensor)
     return found
 

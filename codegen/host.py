@@ -21,7 +21,7 @@ from attncc.codegen.signature import (
 from attncc.codegen.tables import index_tables, rounds
 from attncc.codegen.writer import Writer
 from attncc.expr.nodes import Expr, free_vars
-from attncc.tile.dialect import partitioned, works
+from attncc.tile.dialect import works
 from attncc.tile.nodes import (
     Alloc,
     FirstLast,
@@ -206,14 +206,13 @@ class _Host:
         )
 
     def describe(self, kernel: Kernel) -> None:
-        """Names for the descriptors of a partitioned kernel; those of an equal box are there already."""
-        copied = boxes(kernel, self.tensors) if partitioned(kernel) else {}
+        """Names for the descriptors of a kernel; those of an equal box are there already."""
+        copied = boxes(kernel, self.tensors)
         for tensor, named in copied.items():
             for name, box in named.items():
                 if self.described.get(name) != box:
                     self.described[name] = box
-                    call = f"_descriptor({python_name(tensor)}, {list(box.shape)}, {box.swizzle()})"
-                    self.w.line(f"{python_name(name)} = {call}")
+                    self.w.line(f"{python_name(name)} = {box.described(python_name(tensor))}")
 
     def unpack(self, tensor: Tensor) -> None:
         """Names for a tensor's strides, before the first launch that passes them."""

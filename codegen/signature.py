@@ -8,7 +8,6 @@ from typing import Literal
 from attncc.codegen.boxes import addressed, boxes
 from attncc.errors import InternalError
 from attncc.expr.nodes import Var, free_vars
-from attncc.tile.dialect import partitioned
 from attncc.tile.nodes import Alloc, Dtype, FirstLast, Gather, Kernel, Program, Scalar, ScatterAdd, SumAxes, Tensor
 
 ITEMSIZE: dict[Dtype, int] = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i64": 8, "i32": 4, "u8": 1, "bool": 1}
@@ -67,11 +66,11 @@ def strides(tensor: Tensor) -> tuple[str, ...]:
 def signature(program: Program, kernel: Kernel) -> tuple[Arg, ...]:
     """The arguments of `kernel`: each tensor's pointer and strides, then the scalars.
 
-    What a partitioned kernel copies in bulk it is passed descriptors of, one for each size of box, and no pointer
-    unless it reads or writes there by address, too.
+    What a kernel copies in bulk it is passed descriptors of, one for each size of box, and no pointer unless it reads
+    or writes there by address, too.
     """
     known = tensors(program)
-    copied = boxes(kernel, known) if partitioned(kernel) else {}
+    copied = boxes(kernel, known)
     others = addressed(kernel) if copied else set()
     args: list[Arg] = []
     for name in kernel.tensors:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from attncc.codegen.boxes import boxes
 from attncc.codegen.host import helpers, launch_of, print_host
 from attncc.codegen.scalars import python_name
-from attncc.codegen.signature import kernel_function, signature
+from attncc.codegen.signature import kernel_function, signature, tensors
 from attncc.codegen.triton_exprs import FAST_TANH, HELPERS
 from attncc.codegen.triton_statements import KernelBody
 from attncc.codegen.writer import Writer
@@ -25,6 +26,18 @@ import torch
 import triton
 import triton.language as tl
 """
+DESCRIPTORS = "from triton.tools.tensor_descriptor import TensorDescriptor\n"
+
+DESCRIPTOR = '''\
+def _descriptor(tensor, box):
+    """Describes a tensor to bulk loads of `box` at a time; outside it they read 0."""
+    if not tensor.numel():
+        tensor = tensor.new_zeros((*(1 for _ in box[1:]), 16))
+    if 0 in tensor.stride():
+        tensor = tensor.contiguous()
+    steps = [s if n > 1 else 16 for n, s in zip(tensor.shape, tensor.stride())]  # the hardware checks unused ones, too
+    return TensorDescriptor(tensor, list(tensor.shape), [*steps[:-1], 1], box)
+'''
 
 
 def print_module(forward: Program, backward: Program | None, title: str, *, portable: bool = False) -> str:
@@ -42,8 +55,10 @@ def print_module(forward: Program, backward: Program | None, title: str, *, port
     w = Writer()
     w.lines(f'"""{title}"""')
     w.line()
-    w.lines(IMPORTS)
-    for text in (launch_of(*programs), *helpers(*programs), *kernel_helpers(used, forward, portable=portable)):
+    copies = any(boxes(k, tensors(p)) for p in programs for k in p.kernels)
+    w.lines(IMPORTS + (DESCRIPTORS if copies else ""))
+    described = (DESCRIPTOR,) if copies else ()
+    for text in (launch_of(*programs), *described, *helpers(*programs), *kernel_helpers(used, forward, portable=portable)):
         w.line()
         w.line()
         w.lines(text)

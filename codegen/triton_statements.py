@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import assert_never
 
+from attncc.codegen.boxes import boxes, loaded_box
 from attncc.codegen.gluon_exprs import Text, literal
+from attncc.codegen.gluon_spelling import descriptor_name
 from attncc.codegen.scalars import CALL, PRODUCT, SUM, python_name
 from attncc.codegen.signature import strides, tensors
 from attncc.codegen.triton_exprs import DIVIDES, TritonSpeller, helpers_of
@@ -37,6 +39,7 @@ class KernelBody:
     def __init__(self, w: Writer, program: t.Program, kernel: t.Kernel) -> None:
         self.w = w
         self.tensors = tensors(program)
+        self.boxes = boxes(kernel, self.tensors)
         self.types: dict[str, t.Type] = {}
         self.iotas: dict[str, Expr] = {}
         self.lanes: dict[Var, Text] = {}
@@ -310,6 +313,8 @@ class KernelBody:
                 if text.axes == axes:
                     return text.text
                 return f"tl.broadcast_to({self.widened(body, axes)}, {self._shape(type)})"
+            case t.Load(tensor, index, bulk=True):
+                return self._in_bulk(tensor, index, type)
             case t.Load(tensor, index, guard, other):
                 args = [self.address(tensor, index, axes, name), *self._mask(self._by_lane(guard), axes)]
                 fill = [f"other={literal(other)}"] if len(args) > 1 else []
@@ -331,6 +336,14 @@ class KernelBody:
                 return f"{python_name(value)}.to({DTYPES[type.dtype]})"
             case _:
                 raise InternalError(f"the triton printer has no {type_name(o)}")
+
+    def _in_bulk(self, tensor: str, index: tuple[Expr, ...], type: t.Type) -> str:
+        """A box of a tensor, without the axes along which it has one element."""
+        box = loaded_box(type, index)
+        shapes = {b.shape for b in self.boxes[tensor].values()}
+        place = [self.scalar(self.iotas[x.name] if isinstance(x, Var) and x.name in self.iotas else x) for x in index]
+        found = f"{python_name(descriptor_name(tensor, box, shapes))}.load([{', '.join(place)}])"
+        return found if len(box) == len(type.axes) else f"{found}.reshape({self._shape(type)[1:-1]})"
 
     def _shape(self, type: t.Type) -> str:
         return f"[{', '.join(str(a.extent) for a in type.axes)}]"

@@ -22,7 +22,7 @@ _KEPT = 512
 """Maps of a descriptor that are kept before all are forgotten."""
 
 
-def describable(tensor: Tensor, box: Sequence[int], swizzle: int) -> Tensor:
+def describable(tensor: Tensor, box: Sequence[int], swizzle: int = 0) -> Tensor:
     """What a printed module's `_descriptor` becomes: a tensor that a map can describe, most often `tensor` itself.
 
     No map has an axis without elements, or one that does not move in memory.

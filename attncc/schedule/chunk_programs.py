@@ -8,6 +8,7 @@ from dataclasses import replace
 from attncc.expr.nodes import Const
 from attncc.ir.nodes import Spec
 from attncc.passes.mistakes import NotCompiled
+from attncc.schedule.bulk import bulk, bytes_of
 from attncc.schedule.chunk import Forward
 from attncc.schedule.chunk_backward import chunks_kernel, collected, start_of, starts, states_kernel
 from attncc.schedule.chunk_forward import chunk_count, every, forward_kernel, kept_kernels, last_tensors, owns_kernel
@@ -41,9 +42,23 @@ def programs(spec: Spec, variant: Variant) -> Pair:
     backward = None
     if variant.gradients:
         backward = _backward(p) if variant.target == "torch" or not p.form.states else _parallel(p)
+    if variant.target in ("triton", "gluon") and variant.capability >= 90:
+        forward, backward = bulk(forward, _moved), None if backward is None else bulk(backward, _moved)
     if variant.grouped:
         return Pair(forward, backward)
     return Pair(without_groups(forward), None if backward is None else without_groups(backward))
+
+
+def _moved(kernel: t.Kernel, s: t.Let) -> bool:
+    """Whether a tile is moved in bulk: all in walks, where loads are begun turns ahead, else those of a whole state.
+
+    A single chunk's loads are under way together; one in bulk is waited for where it stands.
+    """
+    return any(isinstance(x, t.For) for x in kernel.body) or bytes_of(s) >= WHOLE_STATE
+
+
+WHOLE_STATE = 32 * 1024
+"""Bytes of a tile: as many registers as a program of four warps has for operands."""
 
 
 def _segments(p: Problem, forward: t.Kernel) -> tuple[tuple[t.Scalar, ...], tuple[t.Kernel, ...], tuple[t.Step, ...]]:

@@ -304,9 +304,11 @@ class Walker:
                 return Value(names, rounded(positions, type.dtype), type.dtype)
             case Map(body):
                 return self._map(body, type, env)
-            case Load(tensor, index, guard, other):
+            case Load(tensor, index, guard, other, bulk):
                 places = self.places(tensor, index, names, env)
                 where = np.broadcast_to(self.expression(guard, names, env), extents)
+                if bulk:
+                    self.tensor(tensor).read_whole(places, where)
                 data = self.tensor(tensor).load(places, where, other, self.number)
                 return ops.declared(Value(names, data, self.tensor(tensor).dtype), type, f"load of {tensor}")
             case Dot():

@@ -55,6 +55,15 @@ class GlobalTensor:
         first = int(np.flatnonzero(bad)[0])
         return f"{self.name}[{', '.join(str(int(p[first])) for p in places)}]"
 
+    def read_whole(self, index: Sequence[Array], guard: Array) -> None:
+        """A bulk copy knows no guard: it reads what lies in the tensor."""
+        *lanes, live = np.broadcast_arrays(*index, guard)
+        inside = [(x >= 0) & (x < extent) for x, extent in zip(lanes, self.data.shape, strict=True)]
+        wrong = np.logical_and.reduce(inside) & ~live.astype(bool)
+        if wrong.any():
+            where = self._where(tuple(x.ravel() for x in lanes), wrong.ravel())
+            raise IndexFault(f"{where} is read in bulk, and its guard is false")
+
     def load(self, index: Sequence[Array], guard: Array, other: float | int | bool, program: int) -> Array:
         """The elements at `index`, `other` where the guard is false."""
         places, live = self._places(index, guard)

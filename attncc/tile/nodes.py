@@ -113,12 +113,17 @@ class Map:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Elements of a tensor, one index expression per tensor axis; `other` where `guard` is false."""
+    """Elements of a tensor, one index expression per tensor axis; `other` where `guard` is false.
+
+    In `bulk` the hardware reads a box by itself: its last axes are positions one after another, in the tensor's own
+    order, and `guard` holds just where they lie in the tensor.
+    """
 
     tensor: str
     index: tuple[Expr, ...]
     guard: Expr = TRUE
     other: float | int | bool = 0
+    bulk: bool = False
 
 
 @dataclass(frozen=True, slots=True)

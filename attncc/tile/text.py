@@ -171,8 +171,9 @@ class Writer:
                 text = self.expr(body)
                 word = _FIRST_WORD.match(text)
                 return f"Map({text})" if word is not None and word[0] in OPERATIONS else text
-            case t.Load(tensor, index, guard, other):
+            case t.Load(tensor, index, guard, other, bulk):
                 rest = "" if other == 0 and type(other) is int else f" else {spell_number(other)}"
+                rest += " in bulk" if bulk else ""
                 return f"Load {spell_name(tensor)}{self.list(index)}{self.guard(guard)}{rest}"
             case _:
                 return self.node(op)

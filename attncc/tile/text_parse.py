@@ -174,7 +174,11 @@ class _Reader:
             return t.Map(self.expr(c))
         if c.accept("Load"):
             tensor, index, guard = c.name(), self.index(c), self.guard(c)
-            return t.Load(tensor, index, guard, read_number(c)) if c.accept("else") else t.Load(tensor, index, guard)
+            other = read_number(c) if c.accept("else") else 0
+            bulk = c.accept("in")
+            if bulk:
+                c.expect("bulk")
+            return t.Load(tensor, index, guard, other, bulk)
         op: t.Op = self.node(c, _OPS)
         return op
 

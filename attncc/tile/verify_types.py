@@ -148,6 +148,15 @@ def _sorted(type: t.Type, sort: Sort) -> str:
     return "" if sort_of(type.dtype) == sort else f"its expression is {sort}"
 
 
+def _boxed(types: Mapping[str, t.Type], type: t.Type, index: tuple[Expr, ...], other: float | int | bool) -> str:
+    """What is wrong with a bulk load, or nothing: its lanes are the last of the tensor's axes, and 0 fills up."""
+    axes = [types[x.name].names() if isinstance(x, Var) else () for x in index]
+    lanes = [n for names in axes for n in names]
+    own = axes[len(index) - len(type.axes) :]
+    alike = all(len(names) == 1 for names in own) and tuple(lanes) == type.names()
+    return "" if alike and other == 0 else "a bulk load reads a box of its tensor, and 0 outside"
+
+
 def mistyped(c: Checked, place: Place, shared: Mapping[str, t.Type], type: t.Type, op: t.Op) -> str:
     """What is wrong with the declared type of an operation, or nothing."""
     types = place.types
@@ -161,8 +170,9 @@ def mistyped(c: Checked, place: Place, shared: Mapping[str, t.Type], type: t.Typ
             return wrong or _within(t.Type((), type.dtype), types, base)
         case t.Map(body):
             return _sorted(type, body.sort) or _within(type, types, body)
-        case t.Load(tensor, index, guard):
+        case t.Load(tensor, index, guard, other, bulk):
             wrong = _places(c, place, tensor, index) or _within(type, types, *index, guard)
+            wrong = wrong or (_boxed(types, type, index, other) if bulk else "")
             names = {n for e in (*index, guard) for n in free_vars(e)}
             axes = tuple({a for n in names for a in types[n].axes})
             return wrong or _same_axes(type, axes, c.tensors[tensor].dtype)

@@ -1,0 +1,142 @@
+"""bulk: Hopper moves whole tiles by itself, and one thread asks for them.
+
+rewrite: load(x, (b, h, first + lane, c), 0 <= first + lane < extent)  -->  the same, in bulk
+
+A bulk copy reads 0 outside of its tensor, so that a guard which says no more than that costs nothing. Computing a
+pointer for every 16 bytes of a tile takes registers, and a third of the instructions of a short turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from math import prod
+
+from attncc.expr.algebra import Algebra
+from attncc.expr.build import op
+from attncc.expr.nodes import Const, Expr, Op, Var, free_vars, substitute
+from attncc.expr.normal import normal_form
+from attncc.tile import nodes as t
+
+BYTES = {"f16": 2, "bf16": 2, "f32": 4}
+ALIGNMENT = 16
+MOST, RANK = 256, 5
+"""Elements of a box along one axis, and axes of a tensor: what the hardware knows."""
+
+Moved = Callable[[t.Kernel, t.Let], bool]
+
+
+def bulk(program: t.Program, moved: Moved) -> t.Program:
+    """`program` with the loads of tiles that `moved` picks moved in bulk, where they can be."""
+    tensors = {x.name: x for x in program.inputs} | {s.tensor.name: s.tensor for s in program.steps if _makes(s)}
+    kernels = tuple(_Kernel(k, tensors, moved).made() for k in program.kernels)
+    return replace(program, kernels=kernels)
+
+
+def _makes(s: t.Step) -> bool:
+    return isinstance(s, t.Alloc)
+
+
+class _Kernel:
+    """A kernel, and what its positions are computed from."""
+
+    def __init__(self, kernel: t.Kernel, tensors: Mapping[str, t.Tensor], moved: Moved) -> None:
+        self.kernel, self.tensors, self.moved = kernel, tensors, moved
+        self.algebra = Algebra(None)
+        self.lets: dict[str, t.Let] = {}
+
+    def made(self) -> t.Kernel:
+        return replace(self.kernel, body=self.body(self.kernel.body))
+
+    def body(self, body: tuple[t.Stmt, ...]) -> tuple[t.Stmt, ...]:
+        """Its statements, one by one: what a load is computed from stands before it."""
+        found: list[t.Stmt] = []
+        for s in body:
+            match s:
+                case t.Let(name, _, t.Load() as load) if self.fits(s, load) and self.moved(self.kernel, s):
+                    s = replace(s, op=replace(load, bulk=True))
+                    self.lets[name] = s
+                case t.Let(name):
+                    self.lets[name] = s
+                case t.For():
+                    s = replace(s, body=self.body(s.body))
+                case t.If():
+                    s = replace(s, then=self.body(s.then), orelse=self.body(s.orelse))
+                case _:
+                    pass
+            found.append(s)
+        return tuple(found)
+
+    def fits(self, s: t.Let, load: t.Load) -> bool:
+        """Whether a load is that of a box, which is read where, and only where, it lies in its tensor."""
+        tensor = self.tensors.get(load.tensor)
+        if tensor is None or not self.describable(tensor) or load.other != 0 or len(s.type.axes) != 2:
+            return False
+        lanes = [x for x in load.index if self.axes(x)]
+        names = [a for x in lanes for a in self.axes(x)]
+        if lanes != list(load.index[-2:]) or names != list(s.type.names()) or not all(map(self.iota, lanes)):
+            return False
+        if any(a.extent > MOST for a in s.type.axes) or s.type.axes[-1].extent * BYTES[tensor.dtype] < ALIGNMENT:
+            return False
+        bounds = [b for x, n in zip(load.index, tensor.extents, strict=True) if x in lanes for b in self.bounds(x, n)]
+        return all(self.margin(c) in bounds for c in _conjuncts(load.guard))
+
+    def describable(self, tensor: t.Tensor) -> bool:
+        """Whether the hardware can be told of a tensor: its base and its steps are aligned."""
+        if tensor.dtype not in BYTES or len(tensor.axes) > RANK or not tensor.unit:
+            return False
+        row = tensor.extents[-1]
+        whole = isinstance(row, Const) and int(row.value) * BYTES[tensor.dtype] % ALIGNMENT == 0
+        return tensor.aligned and (tensor.strided or whole)
+
+    def axes(self, e: Expr) -> tuple[str, ...]:
+        found = (self.lets[n].type.names() for n in sorted(free_vars(e)) if n in self.lets)
+        return tuple(dict.fromkeys(a for names in found for a in names))
+
+    def iota(self, e: Expr) -> bool:
+        return isinstance(e, Var) and e.name in self.lets and isinstance(self.lets[e.name].op, t.Iota)
+
+    def bounds(self, e: Expr, extent: Expr) -> tuple[Expr, Expr]:
+        """What is at least 0 and at least 1, where `e` lies in 0 .. extent - 1."""
+        return self.normal(e), self.normal(op("sub", extent, e))
+
+    def margin(self, condition: Expr) -> Expr | None:
+        """What such a condition says to be at least 0 or at least 1: both are told apart by what they are of."""
+        match condition:
+            case Op("le", (Const(value=0), e)):
+                return self.normal(e)
+            case Op("lt", (e, end)):
+                return self.normal(op("sub", end, e))
+            case _:
+                return None
+
+    def normal(self, e: Expr) -> Expr:
+        """An integer down to lanes, the grid's positions and sizes."""
+        while True:
+            known: dict[Expr, Expr] = {}
+            for name in free_vars(e):
+                match self.lets[name] if name in self.lets else None:
+                    case t.Let(_, _, t.Map(body)):
+                        known[Var(name, "int")] = body
+                    case t.Let(_, type, t.Iota(base)):
+                        known[Var(name, "int")] = op("add", base, Var(f"{type.axes[0].name} lane", "int"))
+                    case _:
+                        pass
+            if not known:
+                return normal_form(self.algebra, e)
+            e = substitute(e, known)
+
+
+def _conjuncts(e: Expr) -> tuple[Expr, ...]:
+    match e:
+        case Op("and", args):
+            return tuple(x for a in args for x in _conjuncts(a))
+        case Const(value=True):
+            return ()
+        case _:
+            return (e,)
+
+
+def bytes_of(s: t.Let) -> int:
+    """The size of a tile."""
+    return BYTES.get(s.type.dtype, 4) * prod(a.extent for a in s.type.axes)
