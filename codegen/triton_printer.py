@@ -58,7 +58,12 @@ def print_module(forward: Program, backward: Program | None, title: str, *, port
     copies = any(boxes(k, tensors(p)) for p in programs for k in p.kernels)
     w.lines(IMPORTS + (DESCRIPTORS if copies else ""))
     described = (DESCRIPTOR,) if copies else ()
-    for text in (launch_of(*programs), *described, *helpers(*programs), *kernel_helpers(used, forward, portable=portable)):
+    for text in (
+        launch_of(*programs),
+        *described,
+        *helpers(*programs),
+        *kernel_helpers(used, forward, portable=portable),
+    ):
         w.line()
         w.line()
         w.lines(text)

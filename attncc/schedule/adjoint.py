@@ -7,16 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from attncc.errors import InternalError
 from attncc.expr.build import op
-from attncc.expr.nodes import Const, Expr, Var, free_vars
+from attncc.expr.nodes import Const, Expr, Op, Var, free_vars
 from attncc.passes.differentiate import gradients
+from attncc.schedule.chunk_moved import LN2
 from attncc.schedule.chunk_values import Chunk
 from attncc.tile import nodes as t
 
 ZERO = Const(0.0, "real")
+
+
+@dataclass(frozen=True, slots=True)
+class Power:
+    """2 to the power of the value `of`, whose axes are called `axes`."""
+
+    of: str
+    axes: tuple[str, ...]
 
 
 class Adjoints:
@@ -31,6 +40,8 @@ class Adjoints:
         """Values whose adjoints are whole from the start."""
         self.ends: frozenset[str] = frozenset()
         """Values whose adjoints are not passed on."""
+        self.passed: set[tuple[str, str]] = set()
+        """Products whose adjoints an operand has already."""
         for s in self.lets:
             real = s.type.dtype in ("f64", "f32", "f16", "bf16") and s.name not in k.still
             if real and any(x in self.moving for x in (*_operands(s.op), *self._behind(s.name))):
@@ -102,13 +113,90 @@ class Adjoints:
             self.add(name, e)
 
     def _map(self, s: t.Let, body: Expr, a: Var) -> None:
+        match body:
+            case Op("where", (_, inner, Const(value=low))) if low == float("-inf"):
+                body = inner  # only powers are computed from it, and where they are 0 so is what comes back
+            case _:
+                pass
         names = [n for n in sorted(free_vars(body)) if n in self.moving]
-        if not names:
+        if not names or self._scaled(s, a) or self._faded(s, body, a):
             return
         wrts = [Var(n, "real") for n in names]
         for name, part in zip(names, gradients(body, wrts, a), strict=True):
             if part is not ZERO:
                 self.add(name, self._summed(part, s.type, self.k.b.type_of(name)))
+
+    def _scaled(self, s: t.Let, a: Var) -> bool:
+        """Of a product's rows times a factor: the gradient of those rows is also the factor's, summed with them.
+
+        rewrite: y = 2^g (x @ w)  -->  a = 2^g (adjoint of y @ w^T), adjoint of x += a, of g += log 2 * sum of x a
+        """
+        known = self.k.scaled.get(s.name)
+        if known is None or known.product.name not in self.moving:
+            return False
+        d = self.k.b.made[known.product.name]
+        assert isinstance(d, t.Dot) and isinstance(d.a, str) and isinstance(d.b, str)
+        exponent = self._exponent(known.factor)
+        own = {x for n in free_vars(known.factor) for x in self.k.b.type_of(n).names()}
+        pairs = ((d.a, d.b), (d.b, d.a))
+        fitting = [p for p in pairs if p[0] in self.moving and own <= set(self.k.b.type_of(p[0]).names())]
+        if exponent is None or not fitting:
+            return False
+        name, other = fitting[0]
+        found, factor = self._product(a, name, other, d.axis)
+        found = self.k.value(op("mul", known.factor if factor is None else op("mul", factor, known.factor), found), "a")
+        self._to(name, found)
+        self._to_exponent(exponent, op("mul", self.k.widened(Var(name, "real")), found))
+        if other in self.moving:
+            self.passed.add((known.product.name, name))
+            self.add(known.product.name, op("mul", known.factor, a))
+        return True
+
+    def _faded(self, s: t.Let, body: Expr, a: Var) -> bool:
+        """Of a value times a power: what the value gets is the exponent's, too.
+
+        rewrite: y = x 2^g  -->  b = 2^g * adjoint of y, adjoint of x += b, of g += log 2 * sum of x b
+        """
+        match body:
+            case Op("mul", (Var() as one, Var() as other)):
+                pairs = ((one, other), (other, one))
+            case _:
+                return False
+        for x, f in pairs:
+            exponent = self._exponent(f)
+            if exponent is not None and exponent.axes and set(self.k.b.type_of(x.name).names()) == set(s.type.names()):
+                found = self.k.value(op("mul", a, f), "a")
+                self._to(x.name, found)
+                self._to_exponent(exponent, op("mul", x, found))
+                return True
+        return False
+
+    def _exponent(self, f: Expr) -> Power | None:
+        """Of a power of two that moves, times what does not."""
+        match f:
+            case Op("mul", (x, y)):
+                moving, *others = sorted((x, y), key=lambda v: not free_vars(v) & self.moving)
+                return None if any(free_vars(v) & self.moving for v in others) else self._exponent(moving)
+            case Var(name) if name in self.moving:
+                match self.k.b.made.get(name):
+                    case t.Map(Op("exp2", (Var(of),))) if of in self.moving:
+                        return Power(of, self.k.b.type_of(name).names())
+                    case t.Rename(value):
+                        found = self._exponent(Var(value, "real"))
+                        return None if found is None else Power(found.of, self.k.b.type_of(name).names())
+        return None
+
+    def _to_exponent(self, p: Power, e: Expr) -> None:
+        """Adds log 2 times the sum of `e` over the axes that a power lacks."""
+        one = self.k.value(e, "a")
+        kept = replace(self.k.b.type_of(p.of), axes=tuple(t.Axis(n, self.k.b.extent(n)) for n in p.axes))
+        total = self.k.value(op("mul", self._summed(one, self.k.b.type_of(one.name), kept), LN2), "a")
+        names = self.k.b.type_of(p.of).names()
+        if p.axes != names:
+            new = dict(zip(p.axes, names, strict=True))
+            axes = tuple(t.Axis(new[x.name], x.extent) for x in self.k.b.type_of(total.name).axes)
+            total = self.k.b.let("a", t.Type(axes, self.k.real), t.Rename(total.name))
+        self.add(p.of, total)
 
     def _summed(self, e: Expr, whole: t.Type, kept: t.Type) -> Expr:
         """`e` over `whole`, summed over the axes that are not kept."""
@@ -132,15 +220,19 @@ class Adjoints:
         if d.start is not None:
             self._to(d.start, a)
         for name, other in ((d.a, d.b), (d.b, d.a)):
-            if name in self.moving:
-                (axis,) = set(self.k.b.type_of(other).names()) - {d.axis}
-                left, factor = self.k.unscaled(a, axis)
-                right = Var(other, "real")
-                if isinstance(factor, Const) and self._weights(right):
-                    right, factor = self.k.value(op("mul", self.k.widened(right), factor), "a"), None
-                pair, out = self.k.fitted(left, right, axis, self.k.b.type_of(name).names())
-                found = self.k.dot("a", *pair, axis, out)
+            if name in self.moving and (s.name, name) not in self.passed:
+                found, factor = self._product(a, name, other, d.axis)
                 self.add(name, found if factor is None else op("mul", factor, found))
+
+    def _product(self, a: Var, name: str, other: str, summed: str) -> tuple[Var, Expr | None]:
+        """What a product's adjoint gives one of its operands, by means of the other; and a factor of that."""
+        (axis,) = set(self.k.b.type_of(other).names()) - {summed}
+        left, factor = self.k.unscaled(a, axis)
+        right = Var(other, "real")
+        if isinstance(factor, Const) and self._weights(right):
+            right, factor = self.k.value(op("mul", self.k.widened(right), factor), "a"), None
+        pair, out = self.k.fitted(left, right, axis, self.k.b.type_of(name).names())
+        return self.k.dot("a", *pair, axis, out), factor
 
     def _weights(self, v: Var) -> bool:
         """Whether an operand pairs tokens: it is small, and made for the product."""

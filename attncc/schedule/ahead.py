@@ -17,7 +17,7 @@ from attncc.tile.verify_scope import uses
 
 
 def ahead(kernel: t.Kernel) -> t.Kernel:
-    """`kernel` with vectors of its walks loaded ahead."""
+    """`kernel` with numbers and vectors of its walks loaded ahead."""
     body: list[t.Stmt] = []
     for s in kernel.body:
         if isinstance(s, t.For) and isinstance(s.over, t.Count) and s.order == "asc":
@@ -31,7 +31,7 @@ def _walk(walk: t.For, over: t.Count) -> tuple[list[t.Stmt], t.For]:
     """What is loaded before a walk, and the walk."""
     lets = {s.name: s for s in walk.body if isinstance(s, t.Let)}
     multiplied = _multiplied(lets)
-    chosen = [s for s in lets.values() if s.name not in multiplied and _whole_vector(s)]
+    chosen = [s for s in lets.values() if s.name not in multiplied and _whole(s)]
     if not chosen:
         return [], walk
     last = op("sub", over.hi, 1)
@@ -51,10 +51,10 @@ def _walk(walk: t.For, over: t.Count) -> tuple[list[t.Stmt], t.For]:
     return first.made, replace(walk, carried=(*walk.carried, *carried), body=(*later.made, *rest, final))
 
 
-def _whole_vector(s: t.Let) -> bool:
-    """Whether a vector of numbers is loaded, all of it."""
+def _whole(s: t.Let) -> bool:
+    """Whether a number or a vector of numbers is loaded, all of it."""
     loads = isinstance(s.op, t.Load) and s.op.guard is TRUE
-    return loads and len(s.type.axes) == 1 and s.type.dtype == "f32"
+    return loads and len(s.type.axes) <= 1 and s.type.dtype == "f32"
 
 
 def _multiplied(lets: dict[str, t.Let]) -> set[str]:
@@ -78,7 +78,7 @@ class _Copies:
         """A load, where `guard` holds."""
         assert isinstance(s.op, t.Load)
         index = tuple(map(self._moved, s.op.index))
-        if guard is not TRUE:  # a mask has the axes of what is loaded
+        if guard is not TRUE and s.type.axes:  # a mask has the axes of what is loaded
             guard = conj(op("lt", index[-1], s.type.axes[0].extent), guard)
         self.made.append(replace(s, name=f"{s.name}_{self.suffix}", op=replace(s.op, index=index, guard=guard)))
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from math import prod
 
 from attncc.expr.algebra import Algebra
 from attncc.expr.build import op
@@ -28,13 +27,10 @@ Moved = Callable[[t.Kernel, t.Let], bool]
 
 def bulk(program: t.Program, moved: Moved) -> t.Program:
     """`program` with the loads of tiles that `moved` picks moved in bulk, where they can be."""
-    tensors = {x.name: x for x in program.inputs} | {s.tensor.name: s.tensor for s in program.steps if _makes(s)}
+    tensors = {x.name: x for x in program.inputs}
+    tensors |= {s.tensor.name: s.tensor for s in program.steps if isinstance(s, t.Alloc)}
     kernels = tuple(_Kernel(k, tensors, moved).made() for k in program.kernels)
     return replace(program, kernels=kernels)
-
-
-def _makes(s: t.Step) -> bool:
-    return isinstance(s, t.Alloc)
 
 
 class _Kernel:
@@ -135,8 +131,3 @@ def _conjuncts(e: Expr) -> tuple[Expr, ...]:
             return ()
         case _:
             return (e,)
-
-
-def bytes_of(s: t.Let) -> int:
-    """The size of a tile."""
-    return BYTES.get(s.type.dtype, 4) * prod(a.extent for a in s.type.axes)

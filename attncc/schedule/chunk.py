@@ -47,6 +47,8 @@ class Forward:
         self.known: dict[tuple[object, ...], Var] = {}
         self.pairs: list[Var] = []
         """Weights under gates along channels, as they are stored."""
+        self.walks = False
+        """A loop carries the states from chunk to chunk."""
         self.ends: list[Var] = []
         """Sums along channels that only the output reads."""
 
@@ -65,7 +67,6 @@ class Forward:
         self.known.clear()
         self.halved: dict[tuple[object, ...], tuple[Var, Var]] = {}
         self.fadings: dict[str, Fading] = {}
-        self.moved: dict[str, Sums] = {}
         self.left: dict[str, tuple[Var | None, ...]] = {}
         self.m = Maker(k, self.kept.sums if self.p.halves else None, self.kept.running if self.p.of_tokens else None)
         self.states = dict(zip((s.name for s in form.states), states, strict=True))
@@ -127,8 +128,6 @@ class Forward:
                 self.fadings[s.name] = Scaled(self.m, s.gate.log, s.log, self.states[s.scale])
                 return self.fadings[s.name]
             gates = None if s.along_key else self.m.gates(s.gate, None)
-            if gates is not None and self.p.separable(s):
-                self.moved[s.name], gates = gates.parts[-1], self.m.fixed_gates(gates)
             keep = (lambda v: self.kept.value(v, self.k.real)) if self.p.of_tokens else None
             self.fadings[s.name] = Bounded(self.m, gates, keep)
         return self.fadings[s.name]
@@ -257,8 +256,6 @@ class Forward:
         gates = self.channel_gates(s).get(r.axis.name) if r.axis is not None else None
         if r.axis is not None and gates is not None and self.p.halves:
             return self.gated(r.x, gates.parts[0].of(r.after), r.axis)[1]
-        if r.axis is not None and s.name in self.moved:
-            return self.gated(r.x, self.moved[s.name].of(r.after), r.axis)[1]
         return self.wide(r.x, r.axis)
 
     def factors(
@@ -270,7 +267,7 @@ class Forward:
         if all(parts):
             three = zip(*parts, s.axes.groups[0], strict=True)
             return [(self.wide(x, a), self.key_j(w, a), a) for x, w, a in three]
-        return [(self.row_of(r, s), self.key_j(key, r.axis, s), r.axis)]
+        return [(self.row_of(r, s), self.key_j(key, r.axis), r.axis)]
 
     def product(self, x: Var, w: Var, axis: Var) -> Var:
         """x_i . w_j."""
@@ -281,17 +278,14 @@ class Forward:
         a, c = (self.k.laid(x, axis, out) for x in (a, c))
         return self.k.dot(hint, a, c, axis, out, start)
 
-    def key_j(self, key: Expr, axis: Var, s: Held | None = None) -> Var:
-        """What is written along an axis (into `s`), 0 behind the last token, with its tokens on the axis j.
+    def key_j(self, key: Expr, axis: Var) -> Var:
+        """What is written along an axis, 0 behind the last token, with its tokens on the axis j.
 
         The result of a product of matrices is made anew with its tokens behind, as a product wants it.
         """
-        sums = self.moved[s.name].upto if s is not None and s.name in self.moved else None
-        known = ("key", key, axis, sums)
+        known = ("key", key, axis)
         if known not in self.known:
-            if sums is not None:
-                self.known[known] = self.m.as_j(self.gated(key, sums, axis, -1.0)[1])
-            elif has_product(key) and not self.p.chained(key):
+            if has_product(key) and not self.p.chained(key):
                 self.known[known] = self.k.on_j(key, "w")
             else:
                 self.known[known] = self.m.as_j(self.wide(key, axis, rows=True))
@@ -337,9 +331,10 @@ class Forward:
             value = k.value(op("mul", value, self.m.left(gates[s.value.name])), "y")
         if self.p.halves and s.key.name in gates:
             return self.added(s, self.operand(s, w), value, total)
-        if rest is not None and k.b.extent(s.value.name) < k.b.extent(s.key.name):  # the smaller one is scaled
+        narrower = k.b.extent(s.key.name) - k.b.extent(s.value.name)
+        if rest is not None and (narrower > 0 or (self.walks and narrower == 0)):  # the smaller one is scaled
             value, rest = k.value(op("mul", value, rest), "y"), None
-        key = self.key_j(w.key, s.key, s)
+        key = self.key_j(w.key, s.key)
         with k.turned() if turned else nullcontext():
             for f in (rest, self.m.left(gates[s.key.name]) if s.key.name in gates else None):
                 key = key if f is None else k.value(op("mul", key, self.m.as_j(f)), "w")

@@ -17,7 +17,6 @@ from typing import Protocol
 from attncc.expr.build import ivar, op
 from attncc.expr.nodes import Const, Expr, Var
 from attncc.passes.chunk_form import OPEN, Gate
-from attncc.schedule.chunk_moved import fixed
 from attncc.schedule.chunk_values import Chunk
 from attncc.tile import nodes as t
 
@@ -111,7 +110,6 @@ class Maker:
         self.k, self.along, self.running = k, along, running
         self.known: dict[tuple[object, ...], Var] = {}
         self.made: dict[tuple[str, Gate, str], Gates] = {}
-        self.known_gates: dict[tuple[str, Gates], Gates] = {}
 
     def gates(self, gate: Gate, axis: Var | None) -> Gates | None:
         """The running sums of a gate, along an axis if it varies with it; None for a gate of 1."""
@@ -138,16 +136,6 @@ class Maker:
         found = Gates(parts, along, zeros)
         self.made["gates", gate, along] = found
         return found
-
-    def fixed_gates(self, gates: Gates) -> Gates:
-        """The same up to each row, where gradients hold it fixed; of the whole chunk they don't."""
-        if ("fixed", gates) not in self.known_gates:
-            parts = []
-            for p in gates.parts:
-                each = None if p.each is None else fixed(self.k, p.each)
-                parts.append(Sums(fixed(self.k, p.upto), fixed(self.k, p.before), p.last, each))
-            self.known_gates["fixed", gates] = Gates(tuple(parts), gates.axis)
-        return self.known_gates["fixed", gates]
 
     def sums(self, one: Var) -> Sums:
         """The running sums of a value over the rows."""

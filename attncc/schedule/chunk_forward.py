@@ -220,6 +220,7 @@ def chunk_kernel(name: str, f: Forward, first: str, columns: Mapping[str, int] =
 
 def carries(f: Forward, states: tuple[Var, ...], depth: int) -> tuple[tuple[t.Carry, ...], tuple[Var, ...]]:
     """The states as what a loop carries."""
+    f.walks = True
     found = [f.k.b.carry(s.name, v, depth) for s, v in zip(f.p.form.states, states, strict=True)]
     return tuple(c for c, _ in found), tuple(v for _, v in found)
 
@@ -253,12 +254,12 @@ def walk_kernel(name: str, f: Forward, columns: Mapping[str, int], parts: Var | 
 def enough(p: Problem) -> int:
     """Elements of a tile up to which four warps are enough: on Hopper they multiply 64 rows at once, and twice as many
     programs share a multiprocessor."""
-    on_hopper = p.variant.capability >= 90 and p.variant.dtype in ("f16", "bf16")
-    return 8192 if on_hopper and p.light else 4096
+    return 8192 if p.on_hopper and p.light else 4096
 
 
 def stages(kernel: t.Kernel, p: Problem) -> int:
-    """How many turns of a walk have their loads under way at once: as many as shared memory holds, three at most.
+    """How many turns of a walk have their loads under way at once: as many as shared memory holds, three at most, or
+    four where no second program fits beside one with three.
 
     Tiles that only products read stay where they are until the products are done; others are held a turn less. Beside
     them there is room for a state and for the weights of a chunk, as operands.
@@ -277,6 +278,7 @@ def stages(kernel: t.Kernel, p: Problem) -> int:
     tiles = [s.name for s in lets if isinstance(s.op, t.Load) and len(s.type.axes) == 2]
     turn = sum(bytes_of(types[n]) for n in tiles)
     kept = sum(bytes_of(types[n]) for n in tiles if not {n, once.get(n, n)} & other)
-    room = ROOM[90 if p.variant.capability >= 90 else 80] - 16 * 1024
-    room -= max((bytes_of(c.type) // 2 for c in walk.carried), default=0)
-    return next((n for n in (3, 2) if (n - 1) * turn + kept <= room), 1)
+    room = ROOM[90 if p.variant.capability >= 90 else 80]
+    beside = 16 * 1024 + max((bytes_of(c.type) // 2 for c in walk.carried), default=0)
+    most = (4, 3, 2) if 2 * (2 * turn + kept + beside) > room and p.on_hopper else (3, 2)
+    return next((n for n in most if (n - 1) * turn + kept + beside <= room), 1)

@@ -63,7 +63,7 @@ class Problem:
         return found, tuple(r for r in self.form.reads if r.state in found)
 
     def separable(self, s: Held) -> bool:
-        """Whether what a gate of tokens fades is read and written along one axis: its gradient follows from theirs."""
+        """Whether a gate of tokens fades what is read and written along one axis, as the inputs or sums of them."""
         if s.gate == OPEN or s.gate.linear is not ONE or s.channels or s.scale or s.scale_of or s.value is None:
             return False
         reads = [r for r in self.form.reads if r.state == s.name]
@@ -77,7 +77,7 @@ class Problem:
 
     @property
     def of_tokens(self) -> bool:
-        """Whether all gates are of tokens and their gradients follow from others': their powers are made once."""
+        """Whether all gates are of tokens, of states that are read and written plainly: their powers are made once."""
         if self.variant.target != "triton" or self.variant.dtype not in ("f16", "bf16") or not self.gates:
             return False
         return all(self.separable(s) and ivar("i") in free(s.gate.log) for s in self.form.states)
@@ -86,6 +86,12 @@ class Problem:
     def bare(self) -> bool:
         """Whether one state is all there is, written and read by inputs as they lie in memory, but for numbers."""
         return self._of_inputs()
+
+    @property
+    def on_hopper(self) -> bool:
+        """Whether products are of 64 rows of 16-bit operands that lie in shared memory, either way round."""
+        on_gpu = self.variant.target in ("triton", "gluon") and self.variant.capability >= 90
+        return on_gpu and self.variant.dtype in ("f16", "bf16")
 
     @property
     def light(self) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from attncc.expr.nodes import Const
 from attncc.ir.nodes import Spec
 from attncc.passes.mistakes import NotCompiled
-from attncc.schedule.bulk import bulk, bytes_of
+from attncc.schedule.bulk import bulk
 from attncc.schedule.chunk import Forward
 from attncc.schedule.chunk_backward import chunks_kernel, collected, start_of, starts, states_kernel
 from attncc.schedule.chunk_forward import chunk_count, every, forward_kernel, kept_kernels, last_tensors, owns_kernel
@@ -21,6 +21,7 @@ from attncc.schedule.chunk_values import ROLES
 from attncc.schedule.given import last_of
 from attncc.schedule.heads import without_groups
 from attncc.schedule.programs import Pair
+from attncc.schedule.reload import multiplied
 from attncc.schedule.state_tensors import gradient, inputs, scalars, tensor
 from attncc.schedule.variant import Variant
 from attncc.tile import nodes as t
@@ -50,15 +51,9 @@ def programs(spec: Spec, variant: Variant) -> Pair:
 
 
 def _moved(kernel: t.Kernel, s: t.Let) -> bool:
-    """Whether a tile is moved in bulk: all in walks, where loads are begun turns ahead, else those of a whole state.
-
-    A single chunk's loads are under way together; one in bulk is waited for where it stands.
-    """
-    return any(isinstance(x, t.For) for x in kernel.body) or bytes_of(s) >= WHOLE_STATE
-
-
-WHOLE_STATE = 32 * 1024
-"""Bytes of a tile: as many registers as a program of four warps has for operands."""
+    """Whether a tile is moved in bulk: where products take tiles as they lie. Others pass through registers, which
+    Triton would first store them for."""
+    return bool(multiplied(kernel.body))
 
 
 def _segments(p: Problem, forward: t.Kernel) -> tuple[tuple[t.Scalar, ...], tuple[t.Kernel, ...], tuple[t.Step, ...]]:
@@ -74,15 +69,15 @@ def _segments(p: Problem, forward: t.Kernel) -> tuple[tuple[t.Scalar, ...], tupl
 
 def _kept(p: Problem, *, again: bool = False) -> tuple[tuple[t.Kernel, ...], tuple[t.Step, ...], tuple[t.Tensor, ...]]:
     """The kernels of what is kept for all others, their steps, and what passes from the forward to the backward:
-    weights. The rest is larger, and made again."""
+    weights, and numbers of the tokens. What lies along channels is larger, and made again."""
     kernels, where = kept_kernels(p, _reserved(p))
     passed: tuple[t.Tensor, ...] = ()
-    if p.variant.kept and p.halves:
-        *others, weights = kernels
-        names = {s.tensor for s in every(weights.body) if isinstance(s, t.Store)}
+    if p.variant.kept and kernels:
+        last = kernels[-1]
+        names = {s.tensor for s in every(last.body) if isinstance(s, t.Store)}
         passed = tuple(x for x in where if x.name in names)
         if again:
-            kernels, where = tuple(others), tuple(x for x in where if x not in passed)
+            kernels, where = kernels[:-1], tuple(x for x in where if x not in passed)
     return kernels, (*(t.Alloc(x) for x in where), *(t.Launch(x.name) for x in kernels)), passed
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from attncc.errors import InternalError
@@ -21,6 +21,15 @@ from attncc.schedule.builder import Builder
 from attncc.schedule.stream import WORDS, G, H, M, N, g, h, i
 from attncc.schedule.variant import Variant
 from attncc.tile import nodes as t
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """A product, and what scales rows or columns of it."""
+
+    product: Var
+    factor: Expr
+
 
 ROLES = ("q", "k", "v")
 WHOLE: Mapping[str, int] = MappingProxyType({})
@@ -58,6 +67,8 @@ class Chunk:
         """Values that gradients hold fixed."""
         self.known: dict[str, tuple[tuple[str, ...], Callable[[Var], Sequence[Expr]]]] = {}
         """Values that were computed elsewhere: what they depend on, and the gradients of that for theirs."""
+        self.scaled: dict[str, Scaled] = {}
+        """Products by the names of what they are with a factor."""
         self.upright = False
         """Rows stay rows in gradients: what is summed over them is no product."""
         self._lies: dict[str, tuple[str, ...] | None] = {}
@@ -199,7 +210,9 @@ class Chunk:
         if factor is None:
             return found
         with self.ordered(out):
-            return self.value(op("mul", found, factor), hint)
+            made = self.value(op("mul", found, factor), hint)
+        self.scaled[made.name] = Scaled(found, factor)
+        return made
 
     def unscaled(self, v: Var, axis: str) -> tuple[Var, Expr | None]:
         """(x, f) for a value f * x of what was loaded in 16 bits, f without `axis`: a product along that takes x as it

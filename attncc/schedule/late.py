@@ -7,7 +7,8 @@ computes is a value, too, and computed before what is read with it: a loop leave
 takes registers while it runs.
 
 Where `tiles` fill the registers, they are stored before vectors, and what sums one up is computed as soon as that takes
-no other product: a sum leaves little, and its tile is free.
+no other product: a sum leaves little, and its tile is free. What pairs of tokens have to do with each other comes
+first, and what sums up the beginning of a product stands before that, which writes over it.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def _tiles(body: tuple[t.Stmt, ...]) -> tuple[t.Stmt, ...]:
     axes = {s.name: len(s.type.axes) for s in body if isinstance(s, t.Let)}
     placed = _Placed(body, set(), eager=True)
     placed.first()
+    placed.pairs()
     for s in sorted(body, key=lambda s: -axes.get(s.value, 0) if isinstance(s, t.Store) else 0):
         if not _made(s):
             placed.place(s)
@@ -67,6 +69,8 @@ class _Placed:
         for name in sorted(_read(s), key=lambda n: (n not in self.looped, self.order.get(n, -1))):
             if name in self.waiting:
                 self.place(self.waiting[name])
+        if self.eager and isinstance(s, t.Let) and isinstance(s.op, t.Dot) and s.op.start is not None:
+            self.sums()  # of what it begins with, which is gone behind it
         self.statements.append(replace(s, body=_body(s.body)) if isinstance(s, t.For) else s)
         self.there |= set(_made(s))
         if self.eager and isinstance(s, t.Let) and isinstance(s.op, t.Dot):
@@ -77,6 +81,14 @@ class _Placed:
         for s in list(self.waiting.values()):
             if isinstance(s, t.Let) and isinstance(s.op, t.Reduce) and self._loads_tiles(s) and s.name in self.waiting:
                 self.place(s)
+
+    def pairs(self) -> None:
+        """Places what pairs of tokens have to do with each other: as operands such tiles are half as wide."""
+        for name, s in list(self.waiting.items()):
+            if isinstance(s, t.Let) and set(s.type.names()) == {"i", "j"} and isinstance(s.op, t.Cast):
+                if s.type.dtype in ("f16", "bf16") and name in self.waiting:
+                    self.place(s)
+        self.sums()
 
     def _loads_tiles(self, s: t.Stmt) -> bool:
         """Whether tiles are loaded for it, and none multiplied."""

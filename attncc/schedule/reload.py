@@ -8,6 +8,7 @@ the last of them is done. It still lies in the cache, and compilers join two loa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from attncc.tile import nodes as t
@@ -16,7 +17,7 @@ from attncc.tile import nodes as t
 def reloaded(body: tuple[t.Stmt, ...]) -> tuple[t.Stmt, ...]:
     """`body` with a load of its own for every wider copy of a tile that a product reads as it is."""
     lets = {s.name: s for s in body if isinstance(s, t.Let)}
-    read = _multiplied(lets)
+    read = multiplied(body)
     found: list[t.Stmt] = []
     for s in body:
         if isinstance(s, t.Let) and isinstance(s.op, t.Cast) and s.op.value in read:
@@ -28,8 +29,9 @@ def reloaded(body: tuple[t.Stmt, ...]) -> tuple[t.Stmt, ...]:
     return tuple(found)
 
 
-def _multiplied(lets: dict[str, t.Let]) -> set[str]:
+def multiplied(body: tuple[t.Stmt, ...]) -> set[str]:
     """The loads of tiles that products read, renamed or not."""
+    lets = {s.name: s for s in _every(body) if isinstance(s, t.Let)}
     found: set[str] = set()
     for s in lets.values():
         for name in (s.op.a, s.op.b) if isinstance(s.op, t.Dot) else ():
@@ -38,6 +40,13 @@ def _multiplied(lets: dict[str, t.Let]) -> set[str]:
             if name in lets and isinstance(lets[name].op, t.Load) and len(lets[name].type.axes) > 1:
                 found.add(name)
     return found
+
+
+def _every(body: tuple[t.Stmt, ...]) -> Iterator[t.Stmt]:
+    for s in body:
+        yield s
+        if isinstance(s, t.For):
+            yield from _every(s.body)
 
 
 def _unused(name: str, lets: dict[str, t.Let]) -> str:
