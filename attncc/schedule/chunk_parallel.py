@@ -239,7 +239,7 @@ def groups(p: Problem) -> tuple[tuple[str, ...], ...]:
     gated = any(s.scale or of_tokens(s.gate) or of_tokens(s.beside) for s in p.form.states)
     alone = p.bare and all(map(p.separable, p.form.states))
     most = UNGATED if (alone or not gated) and p.variant.capability >= 90 else UNDIVIDED
-    if max(p.variant.D, p.variant.E) <= most:
+    if max(p.extents.values()) <= most:
         return (p.variant.gradients,)
     axes = {"q": "d", "k": "d", "v": "e"} | {x.name: x.axes[-1].index if x.axes else "" for x in p.spec.params}
     moved = [s.gate.log for s in p.form.states if p.separable(s)]
