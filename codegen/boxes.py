@@ -15,18 +15,15 @@ from attncc.tile.nodes import (
     CopyIn,
     CopyOut,
     Dtype,
-    For,
-    If,
     Kernel,
     Let,
     Load,
-    Partitions,
     ReduceAdd,
-    Stmt,
     Store,
     Tensor,
     Type,
 )
+from attncc.tile.walks import every
 
 ELEMENT: dict[Dtype, str] = {
     "f64": "fp64",
@@ -83,7 +80,7 @@ def boxes(kernel: Kernel, tensors: dict[str, Tensor]) -> dict[str, dict[str, Box
 
 def _copied(kernel: Kernel, tensors: dict[str, Tensor]) -> Iterator[tuple[str, Box]]:
     """What moves in bulk, and in which boxes."""
-    inside = all_statements(kernel.body)
+    inside = list(every(kernel.body))
     buffers = {s.name: s.type for s in inside if isinstance(s, AllocShared)}
     for s in inside:
         match s:
@@ -113,27 +110,9 @@ def _named(tensor: str, same: list[Box]) -> dict[str, Box]:
 def addressed(kernel: Kernel) -> set[str]:
     """The tensors that `kernel` reads or writes by address."""
     found = set()
-    for s in all_statements(kernel.body):
+    for s in every(kernel.body):
         if isinstance(s, Store | ReduceAdd):
             found.add(s.tensor)
         elif isinstance(s, Let) and isinstance(s.op, Load) and not s.op.bulk:
             found.add(s.op.tensor)
-    return found
-
-
-def all_statements(body: tuple[Stmt, ...]) -> list[Stmt]:
-    """The statements of `body` and of every body inside."""
-    found: list[Stmt] = []
-    for s in body:
-        found.append(s)
-        match s:
-            case For(body=inner):
-                found += all_statements(inner)
-            case If(then=then, orelse=orelse):
-                found += all_statements(then) + all_statements(orelse)
-            case Partitions(parts):
-                for p in parts:
-                    found += all_statements(p.body)
-            case _:
-                pass
     return found

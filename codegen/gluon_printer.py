@@ -9,7 +9,7 @@ from __future__ import annotations
 from textwrap import wrap
 
 from attncc.codegen import triton_printer as plain
-from attncc.codegen.boxes import all_statements, boxes
+from attncc.codegen.boxes import boxes
 from attncc.codegen.gluon_helpers import helper_imports, helper_texts
 from attncc.codegen.gluon_layouts import layouts
 from attncc.codegen.gluon_spelling import Layouts
@@ -24,6 +24,7 @@ from attncc.expr.interval import Interval
 from attncc.expr.nodes import Var
 from attncc.tile.dialect import any_partitioned, partitioned, works
 from attncc.tile.nodes import AllocBar, AllocShared, Kernel, Partition, Partitions, Program
+from attncc.tile.walks import every
 
 IMPORTS = """\
 import math
@@ -129,7 +130,7 @@ class _KernelPrinter:
         self.scope = Scope(types, table, tensors(program), named, triton)
         self.scope.copied = boxes(kernel, tensors(program))
         self.scope.grid = kernel.grid
-        self.scope.buffers = {s.name: s for s in all_statements(kernel.body) if isinstance(s, AllocShared)}
+        self.scope.buffers = {s.name: s for s in every(kernel.body) if isinstance(s, AllocShared)}
         for size in sizes(program):
             self.scope.known[Var(size, "int")] = Interval(0)
         for axis in kernel.grid:

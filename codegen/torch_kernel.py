@@ -18,13 +18,13 @@ from attncc.codegen.torch_kinds import Number, Span
 from attncc.codegen.torch_maps import Maps
 from attncc.codegen.torch_memory import Memory
 from attncc.codegen.torch_places import Every, plan
-from attncc.codegen.torch_reads import statements
 from attncc.codegen.torch_state import Frame, Item, State, Storage, last_reads
 from attncc.codegen.torch_values import misc
 from attncc.codegen.writer import Writer
 from attncc.errors import InternalError
 from attncc.expr.nodes import Expr
 from attncc.tile import nodes as t
+from attncc.tile.walks import every
 
 REDUCE = {"sum": "sum", "max": "amax", "min": "amin", "any": "any", "all": "all"}
 
@@ -103,14 +103,14 @@ class KernelPrinter:
 
     def whole(self, axis: str) -> bool:
         """Whether a batch axis must be computed all at once: its positions are repeated as the kernel finds out."""
-        loads = (s.op for s in statements(self.facts.body) if isinstance(s, t.Let) and isinstance(s.op, t.Load))
+        loads = (s.op for s in every(self.facts.body) if isinstance(s, t.Let) and isinstance(s.op, t.Load))
         places = [p for load in loads for p in plan(load.index, self.facts) or () if isinstance(p, Every)]
         return any(p.axis == axis and p.repeat is not None and not self.memory.outside(p.repeat) for p in places)
 
     def largest(self, body: tuple[t.Stmt, ...]) -> int:
         """Elements of the largest value."""
         sizes = [1]
-        for s in statements(body):
+        for s in every(body):
             if isinstance(s, t.Let):
                 n = 1
                 for a in s.type.axes:
@@ -310,7 +310,7 @@ class KernelPrinter:
                 over = f"{python_name(s.index)}, {self.state.end(s.index)} in {self.tiles_of(s, s.over)}"
                 self.state.cut[s.axis] = s.index
                 self.state.widths[s.index] = self.width(s, s.over)
-        inner = not any(isinstance(x, t.For) for x in statements(s.body))
+        inner = not any(isinstance(x, t.For) for x in every(s.body))
         self.state.lending = 0 if inner and isinstance(s.over, t.Ranges) else None
         self.w.comment(s.note)
         with self.w.block(f"for {over}:"):
@@ -401,7 +401,7 @@ class KernelPrinter:
     def width(self, s: t.For, over: t.Ranges) -> int:
         """The most positions of a loop's axis at once."""
         fixed = t.Scan | t.SplitAxis | t.JoinAxis | t.TriInverse | t.TopK | t.Pack | t.Unpack
-        inside = tuple(statements(s.body))
+        inside = tuple(every(s.body))
         bound = any(isinstance(x, t.For) or (isinstance(x, t.Let) and isinstance(x.op, fixed)) for x in inside)
         if s.order != "any" or bound:
             return over.tile

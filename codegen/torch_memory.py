@@ -8,11 +8,11 @@ from attncc.codegen.torch_exprs import Text
 from attncc.codegen.torch_kinds import ZERO, Span
 from attncc.codegen.torch_maps import Maps
 from attncc.codegen.torch_places import Along, At, Every, Place, plan
-from attncc.codegen.torch_reads import statements
 from attncc.codegen.torch_state import Item, State
 from attncc.expr.build import TRUE
 from attncc.expr.nodes import Expr, Op, free_vars
 from attncc.tile import nodes as t
+from attncc.tile.walks import every
 
 NARROW = frozenset({"f16", "bf16"})
 
@@ -23,7 +23,7 @@ class Memory:
     def __init__(self, state: State) -> None:
         self.state = state
         self.helpers: set[str] = set()
-        stores = (s for s in statements(state.facts.body) if isinstance(s, t.Store | t.ReduceAdd))
+        stores = (s for s in every(state.facts.body) if isinstance(s, t.Store | t.ReduceAdd))
         self.written = {s.tensor for s in stores}
         """Tensors that the kernel writes: what it loads of them is a copy."""
 

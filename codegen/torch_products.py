@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from attncc.codegen.torch_reads import mapped, operands, statements
+from attncc.codegen.torch_reads import mapped, operands
 from attncc.expr.nodes import Const, Expr, Op, Var, rewrite, walk
 from attncc.tile import nodes as t
+from attncc.tile.walks import every
 
 if TYPE_CHECKING:
     from attncc.codegen.torch_facts import Facts
@@ -18,10 +19,10 @@ def scaled_products(body: tuple[t.Stmt, ...], facts: Facts) -> tuple[t.Stmt, ...
     uses: dict[str, int] = {}
     factors: dict[str, set[Expr]] = {}
     dots: set[str] = set()
-    for s in statements(body):
+    for s in every(body):
         if isinstance(s, t.Let) and isinstance(s.op, t.Dot) and s.op.start is None:
             dots.add(s.name)
-    for s in statements(body):
+    for s in every(body):
         match s:
             case t.Let(_, _, t.Map(e)):
                 for name, factor in _factors(e, dots, facts):
@@ -44,9 +45,9 @@ def scaled_products(body: tuple[t.Stmt, ...], facts: Facts) -> tuple[t.Stmt, ...
 
 def only_multiplied(body: tuple[t.Stmt, ...], facts: Facts) -> frozenset[str]:
     """Loaded matrices of every batch position that only products read."""
-    loads = {s.name for s in statements(body) if isinstance(s, t.Let) and isinstance(s.op, t.Load)}
+    loads = {s.name for s in every(body) if isinstance(s, t.Let) and isinstance(s.op, t.Load)}
     loads = {n for n in loads if len(facts.types[n].axes) == 2 and len(facts.varies[n]) == len(facts.batch) > 1}
-    for s in statements(body):
+    for s in every(body):
         match s:
             case t.Let(name, type, t.Dot(a, b, _, start)) if len(type.axes) == 2:
                 flat = all(isinstance(x, str) and len(facts.types[x].axes) == 2 for x in (a, b))

@@ -32,17 +32,6 @@ def mapped(node: Any, rule: Callable[[Expr], Expr]) -> Any:
     return replace(node, **{f.name: put(getattr(node, f.name)) for f in fields(node)})
 
 
-def statements(body: tuple[t.Stmt, ...]) -> Iterator[t.Stmt]:
-    """Every statement, outer ones first."""
-    for s in body:
-        yield s
-        match s:
-            case t.For(_, _, _, inner):
-                yield from statements(inner)
-            case t.If(_, then, orelse):
-                yield from statements((*then, *orelse))
-
-
 def operands(x: Any) -> Iterator[str]:
     """The names an operation, a range or a statement reads, with repetition; nested bodies included."""
     match x:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import prod
 
 from attncc.expr.algebra import Algebra
 from attncc.expr.build import op
@@ -17,12 +18,15 @@ from attncc.expr.nodes import Const, Expr, Op, Var, free_vars, substitute
 from attncc.expr.normal import normal_form
 from attncc.tile import nodes as t
 
-BYTES = {"f16": 2, "bf16": 2, "f32": 4}
+BYTES = {"f16": 2, "bf16": 2}
+"""Of the elements that products take from shared memory, where bulk copies put them."""
 ALIGNMENT = 16
 MOST, RANK = 256, 5
 """Elements of a box along one axis, and axes of a tensor: what the hardware knows."""
 
 Moved = Callable[[t.Kernel, t.Let], bool]
+Margin = tuple[int, Expr]
+"""An integer, and the least that it is to be."""
 
 
 def bulk(program: t.Program, moved: Moved) -> t.Program:
@@ -75,7 +79,7 @@ class _Kernel:
         if any(a.extent > MOST for a in s.type.axes) or s.type.axes[-1].extent * BYTES[tensor.dtype] < ALIGNMENT:
             return False
         bounds = [b for x, n in zip(load.index, tensor.extents, strict=True) if x in lanes for b in self.bounds(x, n)]
-        return all(self.margin(c) in bounds for c in _conjuncts(load.guard))
+        return all(self.margin(c) in bounds for c in self.conditions(load.guard))
 
     def describable(self, tensor: t.Tensor) -> bool:
         """Whether the hardware can be told of a tensor: its base and its steps are aligned."""
@@ -92,17 +96,29 @@ class _Kernel:
     def iota(self, e: Expr) -> bool:
         return isinstance(e, Var) and e.name in self.lets and isinstance(self.lets[e.name].op, t.Iota)
 
-    def bounds(self, e: Expr, extent: Expr) -> tuple[Expr, Expr]:
-        """What is at least 0 and at least 1, where `e` lies in 0 .. extent - 1."""
-        return self.normal(e), self.normal(op("sub", extent, e))
+    def bounds(self, e: Expr, extent: Expr) -> tuple[Margin, Margin]:
+        """That `e` lies in 0 .. extent - 1."""
+        return (0, self.normal(e)), (1, self.normal(op("sub", extent, e)))
 
-    def margin(self, condition: Expr) -> Expr | None:
-        """What such a condition says to be at least 0 or at least 1: both are told apart by what they are of."""
+    def conditions(self, guard: Expr) -> tuple[Expr, ...]:
+        """What a guard asks for, each by itself."""
+        match guard:
+            case Op("and", args):
+                return tuple(x for a in args for x in self.conditions(a))
+            case Const(value=True):
+                return ()
+            case Var(name) if name in self.lets and isinstance(made := self.lets[name].op, t.Map):
+                return self.conditions(made.body)
+            case _:
+                return (guard,)
+
+    def margin(self, condition: Expr) -> Margin | None:
+        """Such a condition, as it compares."""
         match condition:
             case Op("le", (Const(value=0), e)):
-                return self.normal(e)
+                return 0, self.normal(e)
             case Op("lt", (e, end)):
-                return self.normal(op("sub", end, e))
+                return 1, self.normal(op("sub", end, e))
             case _:
                 return None
 
@@ -123,11 +139,6 @@ class _Kernel:
             e = substitute(e, known)
 
 
-def _conjuncts(e: Expr) -> tuple[Expr, ...]:
-    match e:
-        case Op("and", args):
-            return tuple(x for a in args for x in _conjuncts(a))
-        case Const(value=True):
-            return ()
-        case _:
-            return (e,)
+def bytes_of(type: t.Type) -> int:
+    """The size of a tile of such elements."""
+    return BYTES.get(type.dtype, 4) * prod(a.extent for a in type.axes)

@@ -42,7 +42,7 @@ class Forward:
         self.k = Chunk(p.spec, p.variant, p.extents, reserved, columns)
         self.k.upright = p.halves
         wide = any(s.channels for s in p.form.states) and not p.halves
-        self.count = 16 if wide else 32 if p.variant.dtype in ("f32", "f64") else 64
+        self.count = 16 if wide else 32 if p.variant.dtype in ("f32", "f64") or p.large else 64
         self.kept = Kept(self.k, self.count, padded=p.of_tokens)
         self.known: dict[tuple[object, ...], Var] = {}
         self.pairs: list[Var] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from attncc.expr.build import TRUE, conj, ivar, op
@@ -19,20 +19,13 @@ from attncc.schedule.late import late
 from attncc.schedule.prune import prune
 from attncc.tile import nodes as t
 from attncc.tile.verify_scope import operands
+from attncc.tile.walks import every
 
 B, H, M, N = (ivar(x) for x in "BHMN")
 
 
 BLOCK = 64
 """Channels of a state that a program owns, where they are more."""
-
-
-def every(body: tuple[t.Stmt, ...]) -> Iterator[t.Stmt]:
-    """All statements, those of loops with them."""
-    for s in body:
-        yield s
-        if isinstance(s, t.For):
-            yield from every(s.body)
 
 
 def meets(kernel: t.Kernel) -> set[str]:
@@ -215,7 +208,7 @@ def chunk_kernel(name: str, f: Forward, first: str, columns: Mapping[str, int] =
     found = prune(t.Kernel(name, grid, tuple(f.k.tensors), scalars, tuple(f.k.b.scope.statements)))
     if spans(found) <= {"i"}:
         warps = 1
-    return late(replace(found, config=t.Config(warps, 1, few)), tiles=not p.halves)
+    return late(replace(found, config=t.Config(warps, 1, few)), tiles=not p.halves and not p.large)
 
 
 def carries(f: Forward, states: tuple[Var, ...], depth: int) -> tuple[tuple[t.Carry, ...], tuple[Var, ...]]:
@@ -262,7 +255,7 @@ def stages(kernel: t.Kernel, p: Problem) -> int:
     four where no second program fits beside one with three.
 
     Tiles that only products read stay where they are until the products are done; others are held a turn less. Beside
-    them there is room for a state and for the weights of a chunk, as operands.
+    them there is room for a state, for the weights of a chunk and for what is made of those others, as operands.
     """
     if p.variant.dtype not in ("f16", "bf16"):
         return 1
@@ -279,6 +272,6 @@ def stages(kernel: t.Kernel, p: Problem) -> int:
     turn = sum(bytes_of(types[n]) for n in tiles)
     kept = sum(bytes_of(types[n]) for n in tiles if not {n, once.get(n, n)} & other)
     room = ROOM[90 if p.variant.capability >= 90 else 80]
-    beside = 16 * 1024 + max((bytes_of(c.type) // 2 for c in walk.carried), default=0)
+    beside = 16 * 1024 + turn - kept + max((bytes_of(c.type) // 2 for c in walk.carried), default=0)
     most = (4, 3, 2) if 2 * (2 * turn + kept + beside) > room and p.on_hopper else (3, 2)
     return next((n for n in most if (n - 1) * turn + kept + beside <= room), 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 
 from attncc.expr.build import ivar
 from attncc.expr.evaluate import evaluate
@@ -86,6 +87,12 @@ class Problem:
     def bare(self) -> bool:
         """Whether one state is all there is, written and read by inputs as they lie in memory, but for numbers."""
         return self._of_inputs()
+
+    @property
+    def large(self) -> bool:
+        """Whether a state leaves no room in shared memory for 64 tokens beside it, which a program of a chunk has."""
+        stored = [[self.extents[a.name] for a in (s.key, s.value) if a is not None] for s in self.form.states]
+        return not self.halves and self.variant.target != "torch" and max(map(prod, stored)) > 128 * 256
 
     @property
     def on_hopper(self) -> bool:

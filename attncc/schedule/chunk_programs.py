@@ -8,10 +8,10 @@ from dataclasses import replace
 from attncc.expr.nodes import Const
 from attncc.ir.nodes import Spec
 from attncc.passes.mistakes import NotCompiled
-from attncc.schedule.bulk import bulk
+from attncc.schedule.bulk import bulk, bytes_of
 from attncc.schedule.chunk import Forward
 from attncc.schedule.chunk_backward import chunks_kernel, collected, start_of, starts, states_kernel
-from attncc.schedule.chunk_forward import chunk_count, every, forward_kernel, kept_kernels, last_tensors, owns_kernel
+from attncc.schedule.chunk_forward import chunk_count, forward_kernel, kept_kernels, last_tensors, owns_kernel
 from attncc.schedule.chunk_kept import MOST, kept_of, pair_of
 from attncc.schedule.chunk_parallel import adjoints_kernel, buffers, end_of, gradients_kernels, pairs_kernel
 from attncc.schedule.chunk_parallel import states_kernel as states_of_chunks
@@ -25,6 +25,7 @@ from attncc.schedule.reload import multiplied
 from attncc.schedule.state_tensors import gradient, inputs, scalars, tensor
 from attncc.schedule.variant import Variant
 from attncc.tile import nodes as t
+from attncc.tile.walks import every
 
 
 def programs(spec: Spec, variant: Variant) -> Pair:
@@ -52,8 +53,13 @@ def programs(spec: Spec, variant: Variant) -> Pair:
 
 def _moved(kernel: t.Kernel, s: t.Let) -> bool:
     """Whether a tile is moved in bulk: where products take tiles as they lie. Others pass through registers, which
-    Triton would first store them for."""
-    return bool(multiplied(kernel.body))
+    Triton would first store them for. Of a single chunk, those that leave room for the tiles of its tokens."""
+    walks = not any(g.axis == "i" for g in kernel.grid)
+    return bool(multiplied(kernel.body)) and (walks or bytes_of(s.type) <= LARGEST)
+
+
+LARGEST = 32 * 1024
+"""Bytes of a tile."""
 
 
 def _segments(p: Problem, forward: t.Kernel) -> tuple[tuple[t.Scalar, ...], tuple[t.Kernel, ...], tuple[t.Step, ...]]:

@@ -18,6 +18,7 @@ from attncc.expr.nodes import Expr, Sort, Var, substitute
 from attncc.schedule.builder import Builder
 from attncc.tile import nodes as t
 from attncc.tile.verify_scope import uses
+from attncc.tile.walks import every
 
 _SORTS: tuple[Sort, ...] = ("int", "real", "bool")
 
@@ -50,7 +51,7 @@ def _reads(body: Iterable[t.Stmt], given: Iterable[str] = ()) -> list[t.Let]:
                 fixed.add(name)
             case _:
                 fixed |= {c.name for c in s.carried} if isinstance(s, t.For | t.If) else set()
-                written |= set(_stored(s))
+                written |= {x.tensor for x in every((s,)) if isinstance(x, t.Store | t.ReduceAdd)}
     return [s for s in body if isinstance(s, t.Let) and s.name in found]
 
 
@@ -59,18 +60,6 @@ def _needed(s: t.Let, moving: dict[str, t.Let]) -> Iterator[t.Let]:
         if name in moving:
             yield from _needed(moving[name], moving)
     yield s
-
-
-def _stored(s: t.Stmt) -> Iterator[str]:
-    match s:
-        case t.Store(tensor) | t.ReduceAdd(tensor):
-            yield tensor
-        case t.For(body=body):
-            yield from (x for inner in body for x in _stored(inner))
-        case t.If(then=then, orelse=orelse):
-            yield from (x for inner in (*then, *orelse) for x in _stored(inner))
-        case _:
-            pass
 
 
 def ahead(b: Builder, loop: t.For, guard: Callable[[list[Expr], list[str]], Expr]) -> t.For:

@@ -8,10 +8,10 @@ the last of them is done. It still lies in the cache, and compilers join two loa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from attncc.tile import nodes as t
+from attncc.tile.walks import every
 
 
 def reloaded(body: tuple[t.Stmt, ...]) -> tuple[t.Stmt, ...]:
@@ -31,7 +31,7 @@ def reloaded(body: tuple[t.Stmt, ...]) -> tuple[t.Stmt, ...]:
 
 def multiplied(body: tuple[t.Stmt, ...]) -> set[str]:
     """The loads of tiles that products read, renamed or not."""
-    lets = {s.name: s for s in _every(body) if isinstance(s, t.Let)}
+    lets = {s.name: s for s in every(body) if isinstance(s, t.Let)}
     found: set[str] = set()
     for s in lets.values():
         for name in (s.op.a, s.op.b) if isinstance(s.op, t.Dot) else ():
@@ -40,13 +40,6 @@ def multiplied(body: tuple[t.Stmt, ...]) -> set[str]:
             if name in lets and isinstance(lets[name].op, t.Load) and len(lets[name].type.axes) > 1:
                 found.add(name)
     return found
-
-
-def _every(body: tuple[t.Stmt, ...]) -> Iterator[t.Stmt]:
-    for s in body:
-        yield s
-        if isinstance(s, t.For):
-            yield from _every(s.body)
 
 
 def _unused(name: str, lets: dict[str, t.Let]) -> str:

@@ -10,11 +10,11 @@ import pytest
 from attncc import driver
 from attncc.grammar import parse
 from attncc.schedule import chunk_forward
-from attncc.schedule.chunk_forward import every
 from attncc.schedule.programs import Pair
 from attncc.schedule.variant import Variant
 from attncc.tile import nodes as t
 from attncc.tile.interpret import run_program
+from attncc.tile.walks import every
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "recurrent"
 SPEC = parse((EXAMPLES / "simple_gla.attn").read_text(encoding="utf-8"))

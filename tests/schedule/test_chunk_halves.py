@@ -13,12 +13,12 @@ import pytest
 
 from attncc import driver
 from attncc.grammar import parse
-from attncc.schedule.chunk_forward import every
 from attncc.schedule.variant import Variant
 from attncc.tile import nodes as t
 from attncc.tile.interpret import run_program
 from attncc.tile.interpret_host import extents_of
 from attncc.tile.verify import unproved
+from attncc.tile.walks import every
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "recurrent"
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import attncc
-from attncc.codegen.boxes import all_statements
 from attncc.driver import load
 from attncc.expr.build import ivar, lift, op
 from attncc.expr.evaluate import Value, evaluate
@@ -22,6 +21,7 @@ from attncc.schedule.variant import Target, Variant
 from attncc.tile.interpret import run_program
 from attncc.tile.nodes import Dtype, Let, Map, Type
 from attncc.tile.verify import verify
+from attncc.tile.walks import every
 from tests.schedule.test_stream import build, captured, check
 from tests.support.specs import QK, SCALED
 
@@ -230,7 +230,7 @@ def test_no_conversion_is_left_for_pairs() -> None:
     assert pair.backward is not None
     for program in (pair.forward, pair.backward):
         for kernel in program.kernels:
-            for s in all_statements(kernel.body):
+            for s in every(kernel.body):
                 match s:
                     case Let(_, Type(axes, _), Map(body)) if {a.name for a in axes} >= {"i", "j"}:
                         assert not any(getattr(x, "name", "") == "real" for x in walk(body))
