@@ -26,7 +26,7 @@ ADAPTERS = "attncc/runtime/bench/peers"
 """What calls other libraries for a comparison, and has to name them."""
 
 LONGER = {
-    "attncc/tile/nodes.py": 680,  # the nodes of the Tile IR: declarations
+    "attncc/tile/nodes.py": 610,  # the nodes of the Tile IR: declarations
     "grammar/mistakes.py": 540,  # one class for each mistake, mostly docstrings
 }
 """Files that may exceed MOST_LINES, and their own bounds."""
