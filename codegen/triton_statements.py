@@ -288,7 +288,7 @@ class KernelBody:
             self.types[c.name] = c.type
         self._assign(s.carried, (c.start for c in s.carried))
         for header, body in ((f"if {self.scalar(s.condition)}:", s.then), ("else:", s.orelse)):
-            if not body:
+            if not body or body == (t.Yield(()),):
                 continue
             with self.w.block(header):
                 self.statements(x for x in body if not isinstance(x, t.Yield))

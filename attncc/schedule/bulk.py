@@ -18,8 +18,7 @@ from attncc.expr.nodes import Const, Expr, Op, Var, free_vars, substitute
 from attncc.expr.normal import normal_form
 from attncc.tile import nodes as t
 
-BYTES = {"f16": 2, "bf16": 2}
-"""Of the elements that products take from shared memory, where bulk copies put them."""
+BYTES = {"f16": 2, "bf16": 2, "f32": 4}
 ALIGNMENT = 16
 MOST, RANK = 256, 5
 """Elements of a box along one axis, and axes of a tensor: what the hardware knows."""

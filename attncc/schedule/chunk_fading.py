@@ -219,9 +219,9 @@ class Maker:
         (axis,) = self.k.b.type_of(v.name).names()
         return self.k.b.let("m", t.Type((), self.k.real), t.Reduce("max", v.name, axis))
 
-    def seen(self, after: bool, *, alike: bool = False) -> Expr:
-        """Whether row i reads what row j wrote; of chunks that are `alike`, by their numbers in it."""
-        at = self.numbers() if alike else self.k.at
+    def seen(self, after: bool) -> Expr:
+        """Whether row i reads what row j wrote: by their numbers, which are those of every chunk."""
+        at = self.numbers()
         return op("le" if after else "lt", at["j"], at["i"])
 
     def numbers(self) -> dict[str, Var]:
@@ -253,9 +253,8 @@ class Maker:
 
     def between(self, gates: Gates, after: bool) -> Var:
         """2^(G_i - G_j) where row i reads row j, else 0."""
-        gap, alike = _sum([self.gap(p, after) for p in gates.parts]), all(p.each is not None for p in gates.parts)
-        seen = self.seen(after, alike=alike)
-        found = self.power(op("where", seen, gap, NEVER), "gates of at most 1, from j to i")
+        gap = _sum([self.gap(p, after) for p in gates.parts])
+        found = self.power(op("where", self.seen(after), gap, NEVER), "gates of at most 1, from j to i")
         z = gates.zeros
         return found if z is None else self.past(found, self.gap(z.count, after), z.gate_of(after))
 
@@ -302,7 +301,7 @@ class Bounded:
         return self.m.between(self.gates, after)
 
     def start(self, after: bool) -> Var | None:
-        return None if self.gates is None else self.kept(self.m.grown(self.gates, after))
+        return None if self.gates is None else self.m.grown(self.gates, after)
 
     def rest(self) -> Var | None:
         return None if self.gates is None else self.kept(self.m.left(self.gates))

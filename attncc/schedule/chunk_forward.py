@@ -9,6 +9,7 @@ from dataclasses import replace
 from attncc.expr.build import TRUE, conj, ivar, op
 from attncc.expr.nodes import Const, Expr, Var
 from attncc.schedule import chunk_segments as segments
+from attncc.schedule import chunk_weights as parts
 from attncc.schedule.ahead import ahead
 from attncc.schedule.chunk import Forward
 from attncc.schedule.chunk_kept import Mode
@@ -186,23 +187,29 @@ def kept_kernels(p: Problem, reserved: tuple[str, ...]) -> tuple[tuple[t.Kernel,
         f.kept.mode = mode
         first, states = f.k.b.position("first"), f.initial()
         f.k.tokens(first, f.count)
-        f.chunk(states)
+        if mode == "weights" and columns:
+            parts.statements(f, states, *columns)
+        else:
+            f.chunk(states)
         made.append(f)
-        return chunk_kernel(name, f, first.name, columns)
+        return chunk_kernel(name, f, first.name, columns if mode == "stores" else WHOLE, alone=not columns)
 
     sums = blocks(p, lambda columns: make("stores", "sums_kernel", columns))
-    weights = (make("weights", "weights_kernel", WHOLE),) if p.halves else ()
+    axis = parts.parted(p) if p.halves else ""
+    weights = (make("weights", "weights_kernel", {axis: parts.PART} if axis else WHOLE),) if p.halves else ()
     return (sums, *weights), made[-1].kept.tensors(p.extents)
 
 
-def chunk_kernel(name: str, f: Forward, first: str, columns: Mapping[str, int] = WHOLE) -> t.Kernel:
-    """A kernel with a program for every chunk of a head."""
+def chunk_kernel(
+    name: str, f: Forward, first: str, columns: Mapping[str, int] = WHOLE, *, alone: bool = True
+) -> t.Kernel:
+    """A kernel with a program for every chunk of a head; four warps where it is not `alone` on a multiprocessor."""
     p, few = f.p, 0
     *parts, h, b = grid_of(columns, p)
     grid = (*parts, t.GridAxis(first, N, "tile", f.count, "i"), h, b)
     scalars = ("B", "H", "G", "M", "N", *(c.name for c in p.spec.constants))
     large = f.count * max(p.extents.values()) > (4096 if p.halves else enough(p))
-    warps = 8 if large and not columns else 4
+    warps = 8 if large and alone and not columns else 4
     if p.halves and max(p.extents.values()) <= 128:
         few = LEVELS.get(f.kept.mode, {}).get(warps, 0)
     found = prune(t.Kernel(name, grid, tuple(f.k.tensors), scalars, tuple(f.k.b.scope.statements)))

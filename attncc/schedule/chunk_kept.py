@@ -28,7 +28,8 @@ B, H, N = ivar("B"), ivar("H"), ivar("N")
 ONE, ZERO = Const(1.0, "real"), Const(0.0, "real")
 MOST = 16
 """Tensors that have names of their own."""
-Mode = Literal["makes", "stores", "weights", "loads"]
+Mode = Literal["makes", "stores", "weights", "loads", "alone"]
+"""Alone: what is kept is made for nothing else, and neither stored nor loaded."""
 
 
 def pair_of(n: int) -> str:
@@ -53,6 +54,10 @@ class Kept:
         """Of running sums that were loaded."""
         self.behind: dict[str, tuple[tuple[Var, float], ...]] = {}
         """What running sums, held fixed, are sums of in gradients; those before a row lack the row's own."""
+        self.later: list[tuple[int, Var, t.Dtype]] | None = None
+        """What is to be stored once it is summed up, where it is made in parts."""
+        self.ones: dict[str, Var] = {}
+        """What running sums of tokens are sums of."""
 
     def value(self, v: Var, dtype: t.Dtype) -> Var:
         """`v`, or what is stored of it."""
@@ -60,7 +65,7 @@ class Kept:
         if self.mode in ("loads", "weights"):
             return self.k.cast(self.loaded(), self.k.real)
         if self.mode == "stores":
-            self.store(v, dtype)
+            self.newest()
         return v
 
     def total(self, v: Var, behind: bool) -> Var:
@@ -69,7 +74,7 @@ class Kept:
         if behind and self.mode in ("stores", "weights"):
             self.values.append((v, self.k.real))
             if self.mode == "weights":
-                self.store(v, self.k.real)
+                self.newest()
             return v
         if self.mode != "makes" or not isinstance(made, t.Reduce):
             return self.value(v, self.k.real)
@@ -87,7 +92,7 @@ class Kept:
         k, dtype = self.k, self.k.variant.dtype
         if self.mode == "weights":
             self.values.append((make(), dtype))
-            self.store(*self.values[-1])
+            self.newest()
             return self.values[-1][0]
         like = t.Type((t.Axis("i", self.count), t.Axis("j", self.count)), k.real)
         self.values.append((k.b.let("none", like, t.Full(ZERO)), dtype))
@@ -117,16 +122,17 @@ class Kept:
         """The running sums of a value of the tokens, which is the sum of two: as they are stored."""
         k, b = self.k, self.k.b
         type = b.type_of(one.name)
-        if self.mode == "stores":
+        if self.mode in ("stores", "alone"):
             pairs = [(b.let("upto", type, t.Scan("sum", x.name, "i")), self._whole(x)) for x in (whole, part)]
             upto, last = (k.value(op("add", *each), "upto") for each in zip(*pairs, strict=True))
-            upto = self.value(upto, k.real)
+            upto = upto if self.mode == "alone" else self.value(upto, k.real)
         else:
             n = len(self.values)
             self.values.append((one, k.real))
             upto, last = self.loaded(), self.row(n, Const(self.count - 1, "int"))
             k.known[upto.name] = (one.name,), lambda a: (b.let("a", type, t.Scan("sum", a.name, "i", True)),)
             k.known[last.name] = (one.name,), lambda a: (a,)
+        self.ones[upto.name] = one
         return Sums(upto, k.value(op("sub", upto, one), "before"), last)
 
     def _whole(self, v: Var) -> Var:
@@ -179,9 +185,16 @@ class Kept:
         load = t.Load(kept_of(n), self.place(v), k.b.lower(self.guard(v)))
         return k.b.let("made", replace(k.b.type_of(v.name), dtype=dtype), load)
 
-    def store(self, v: Var, dtype: t.Dtype) -> None:
+    def newest(self) -> None:
         """Stores the newest value."""
-        self.k.store(kept_of(len(self.values) - 1), self.place(v), v, self.guard(v), dtype)
+        if self.later is None:
+            self.store(len(self.values) - 1, *self.values[-1])
+        else:
+            self.later.append((len(self.values) - 1, *self.values[-1]))
+
+    def store(self, n: int, v: Var, dtype: t.Dtype) -> None:
+        """Stores the n-th value."""
+        self.k.store(kept_of(n), self.place(v), v, self.guard(v), dtype)
 
     def tensors(self, extents: dict[str, int]) -> tuple[t.Tensor, ...]:
         """Where all of them are stored."""

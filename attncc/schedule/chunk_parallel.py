@@ -4,6 +4,7 @@
     adjoints    the gradients of the states behind every chunk, from the last chunk on, and of the first states
     pairs       of weights under gates along channels: their gradients, mirrored; of sums along channels beside them
     gradients   each chunk by itself, between the two: the gradients of everything that its tokens read
+    gates       of gates of tokens: the sums, over several chunks, of what each gave to their running sums
 
 What the first two kernels store is in the inputs' element type where that has 16 bits, as factors of products are: a
 state of one axis, which meets its gradient in no product, is not.
@@ -19,13 +20,16 @@ from attncc.expr.nodes import Const, Expr, Var
 from attncc.ir.free import free
 from attncc.ir.nodes import Load
 from attncc.passes.chunk_form import Gate, Held
+from attncc.schedule import chunk_gates
 from attncc.schedule.adjoint import Adjoints
 from attncc.schedule.chunk import Forward
 from attncc.schedule.chunk_backward import B, Backward, H, N, Share, inside, place, start_of
+from attncc.schedule.chunk_fading import Maker
 from attncc.schedule.chunk_forward import BLOCK, blocks, carries, chunk_count, chunk_kernel, first_of_all, walk_kernel
 from attncc.schedule.chunk_halves import mirrored
 from attncc.schedule.chunk_kept import pair_of, read_by
 from attncc.schedule.chunk_problem import Problem
+from attncc.schedule.sink import sink
 from attncc.tile import nodes as t
 
 
@@ -152,6 +156,8 @@ class _Gradients(_Chunks):
     def __init__(self, p: Problem, f: Forward, homes: Mapping[str, t.Tensor], wanted: tuple[str, ...]) -> None:
         super().__init__(p, f)
         self.homes, self.wanted = homes, frozenset(wanted)
+        self.runs: dict[str, t.Tensor] = {}
+        """What gates get, to be summed over the chunks."""
 
     def home(self, load: Load) -> t.Tensor | None:
         """The gradient itself, for the only share in it, which has its axes."""
@@ -171,10 +177,33 @@ class _Gradients(_Chunks):
             if v.name in within.moving:
                 within.of[v.name] = self.pair(n, v)
                 within.given |= {v.name}
+        each: tuple[chunk_gates.Run, ...] = ()
+        if chunk_gates.apart(self.p) and self.wanted == set(self.p.variant.gradients) and not columns:
+            each = chunk_gates.runs(self.p, self.f.m, self.f.kept.ones)
+            within.ends = frozenset(v.name for x in each for v in (x.sums.upto, x.sums.last, x.one))
         self.seed(within, new, after, out)
         within.run()
         self.store(within)
-        return chunk_kernel(name, self.f, first.name, columns)
+        self.runs = chunk_gates.store(self.k, each, within.of, self.each, chunk_count(self.f)) if self.each else {}
+        return sink(chunk_kernel(name, self.f, first.name, columns))
+
+    def gates(self, runs: Mapping[str, t.Tensor]) -> t.Kernel:
+        """The kernel that sums over runs of chunks what gates get."""
+        k, f = self.k, self.f
+        chunks, f.count = chunk_count(f), f.count * chunk_gates.RUN
+        first = k.b.position("first")
+        self.each = k.b.value(op("floordiv", first, f.count), "run")
+        k.tokens(first, f.count)
+        f.kept.mode = "alone"
+        each = chunk_gates.runs(self.p, Maker(k, None, f.kept.running), f.kept.ones)
+        within = self.within(states=False, reads=True)
+        last = op("sub", op("mul", op("add", self.each, 1), chunk_gates.RUN), 1)
+        for name, v in chunk_gates.load(k, each, runs, op("min", last, op("sub", chunks, 1))).items():
+            within.add(name, v)
+        within.run()
+        self.tag = "gates_"
+        self.store(within)
+        return chunk_kernel("gates_kernel", f, first.name)
 
     def pairs(self) -> tuple[t.Kernel, tuple[t.Tensor, ...]]:
         """The kernel of the gradients of weights and of sums along channels, and where it stores them."""
@@ -265,10 +294,12 @@ def pairs_kernel(p: Problem, reserved: tuple[str, ...]) -> tuple[tuple[t.Kernel,
 
 def gradients_kernels(
     p: Problem, reserved: tuple[str, ...], homes: Mapping[str, t.Tensor]
-) -> tuple[tuple[t.Kernel, ...], tuple[Share, ...]]:
-    """The gradients of what the tokens read, chunk by chunk; `homes` are the results that may be written at once."""
+) -> tuple[tuple[t.Kernel, ...], tuple[Share, ...], tuple[t.Tensor, ...]]:
+    """The gradients of what the tokens read, chunk by chunk, and what else they store; `homes` are the results that may
+    be written at once."""
     kernels: list[t.Kernel] = []
     shares: list[Share] = []
+    runs: list[t.Tensor] = []
     near = read_by(*p.near, *p.sums) if p.halves else frozenset()
     for n, wanted in enumerate(groups(p)):
         made: list[_Gradients] = []
@@ -285,4 +316,9 @@ def gradients_kernels(
 
         kernels.append(blocks(p, make, PART if near & set(wanted) else BLOCK))
         shares += made[-1].shares
-    return tuple(kernels), tuple(shares)
+        if made[-1].runs:
+            last = _Gradients(p, Forward(p, reserved), homes, wanted)
+            kernels.append(last.gates(made[-1].runs))
+            shares += last.shares
+            runs += made[-1].runs.values()
+    return tuple(kernels), tuple(shares), tuple(runs)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from attncc.expr.nodes import Const
 from attncc.ir.nodes import Spec
 from attncc.passes.mistakes import NotCompiled
+from attncc.schedule import chunk_gates
 from attncc.schedule.bulk import bulk, bytes_of
 from attncc.schedule.chunk import Forward
 from attncc.schedule.chunk_backward import chunks_kernel, collected, start_of, starts, states_kernel
@@ -44,7 +45,7 @@ def programs(spec: Spec, variant: Variant) -> Pair:
     backward = None
     if variant.gradients:
         backward = _backward(p) if variant.target == "torch" or not p.form.states else _parallel(p)
-    if variant.target in ("triton", "gluon") and variant.capability >= 90:
+    if p.on_hopper:
         forward, backward = bulk(forward, _moved), None if backward is None else bulk(backward, _moved)
     if variant.grouped:
         return Pair(forward, backward)
@@ -52,10 +53,12 @@ def programs(spec: Spec, variant: Variant) -> Pair:
 
 
 def _moved(kernel: t.Kernel, s: t.Let) -> bool:
-    """Whether a tile is moved in bulk: where products take tiles as they lie. Others pass through registers, which
-    Triton would first store them for. Of a single chunk, those that leave room for the tiles of its tokens."""
+    """Whether a tile is moved in bulk: in kernels with products that take tiles as they lie. In others all pass through
+    registers, which Triton would first store them for. Of a single chunk, those that leave room for its tokens'; of a
+    walk, no sums: they wait for nothing."""
     walks = not any(g.axis == "i" for g in kernel.grid)
-    return bool(multiplied(kernel.body)) and (walks or bytes_of(s.type) <= LARGEST)
+    fits = s.type.dtype != "f32" if walks else bytes_of(s.type) <= LARGEST
+    return bool(multiplied(kernel.body)) and fits
 
 
 LARGEST = 32 * 1024
@@ -107,7 +110,7 @@ def _parallel(p: Problem) -> t.Program:
     f, reserved = Forward(p), _reserved(p)
     homes = {n: gradient(p, n) for n in p.variant.gradients}
     states, (adjoints, early) = states_of_chunks(p, reserved), adjoints_kernel(p, reserved)
-    gradients, late = gradients_kernels(p, reserved, homes)
+    gradients, late, runs = gradients_kernels(p, reserved, homes)
     pairs, whole = pairs_kernel(p, reserved)
     last = last_tensors(p, f.k.real)
     before, steps, passed = _kept(p, again=True)
@@ -115,7 +118,7 @@ def _parallel(p: Problem) -> t.Program:
     given = (*inputs(p), tensor(p, "out"), tensor(p, "d_out"), *ends, *passed)
     steps += tuple(t.Alloc(x) for x in buffers(p, f))
     steps += (t.Launch(states.name), *(t.Alloc(s.buffer) for s in early), t.Launch(adjoints.name))
-    steps += (*(t.Alloc(x) for x in whole), *(t.Alloc(s.buffer) for s in late))
+    steps += (*(t.Alloc(x) for x in (*whole, *runs)), *(t.Alloc(s.buffer) for s in late))
     steps += tuple(t.Launch(x.name) for x in (*pairs, *gradients))
     for name in p.variant.gradients:
         steps += collected(p, name, (*early, *late), homes[name], f.k.real)
@@ -125,5 +128,6 @@ def _parallel(p: Problem) -> t.Program:
 
 def _reserved(p: Problem) -> tuple[str, ...]:
     names = (*ROLES, "out", *(x.name for x in p.spec.params))
-    kept = (x for s in p.form.states for x in (start_of(s.name), end_of(s.name), f"d_{last_of(s.name)}"))
+    kept = tuple(x for s in p.form.states for x in (start_of(s.name), end_of(s.name), f"d_{last_of(s.name)}"))
+    kept = (*kept, *chunk_gates.names(len(p.form.states)))
     return (*kept, *(f"d_{n}" for n in names), *(n(x) for x in range(MOST) for n in (kept_of, pair_of)))

@@ -89,12 +89,12 @@ class Chunk:
 
     # --- axes -------------------------------------------------------------------------------------------------------
 
-    def channel(self, name: str, size: int) -> None:
-        """Declares a channel axis of `size`, padded where the printer wants powers of two."""
+    def channel(self, name: str, size: int, begin: Expr | None = None) -> None:
+        """Declares a channel axis of `size`, padded where the printer wants powers of two; or its part from `begin`."""
         extent = size if self.variant.target == "torch" else max(16, 1 << (size - 1).bit_length())
         base: Expr = Const(0, "int")
         if name in self.blocks:
-            extent, base = self.blocks[name], Var(f"{name}0", "int")
+            extent, base = self.blocks[name], begin or Var(f"{name}0", "int")
         axis = self.b.axis(name, extent)
         c = self.b.let(name, t.Type((axis,), "i32"), t.Iota(base), "channels")
         self.b.bindings[Var(name, "int")] = c

@@ -30,7 +30,7 @@ def late(kernel: t.Kernel, *, tiles: bool = False) -> t.Kernel:
 def _body(body: tuple[t.Stmt, ...]) -> tuple[t.Stmt, ...]:
     looped: set[str] = set()
     for s in body:
-        if isinstance(s, t.For) or _read(s) & looped:
+        if isinstance(s, t.For) or read(s) & looped:
             looped |= set(_made(s))
     placed = _Placed(body, looped)
     for s in body:
@@ -66,7 +66,7 @@ class _Placed:
         """The statement, behind all that it reads."""
         for name in _made(s):
             del self.waiting[name]
-        for name in sorted(_read(s), key=lambda n: (n not in self.looped, self.order.get(n, -1))):
+        for name in sorted(read(s), key=lambda n: (n not in self.looped, self.order.get(n, -1))):
             if name in self.waiting:
                 self.place(self.waiting[name])
         if self.eager and isinstance(s, t.Let) and isinstance(s.op, t.Dot) and s.op.start is not None:
@@ -92,7 +92,7 @@ class _Placed:
 
     def _loads_tiles(self, s: t.Stmt) -> bool:
         """Whether tiles are loaded for it, and none multiplied."""
-        found = [x for x in map(self.waiting.get, _read(s)) if isinstance(x, t.Let) and len(x.type.axes) > 1]
+        found = [x for x in map(self.waiting.get, read(s)) if isinstance(x, t.Let) and len(x.type.axes) > 1]
         dots = any(isinstance(x.op, t.Dot) for x in found)
         return bool(found) and not dots and all(isinstance(x.op, t.Load) or self._loads_tiles(x) for x in found)
 
@@ -105,7 +105,7 @@ class _Placed:
 
     def _needs_products(self, s: t.Stmt) -> bool:
         """Whether tiles are multiplied for it that are not there."""
-        for name in _read(s) & (set(self.order) - self.there):
+        for name in read(s) & (set(self.order) - self.there):
             found = self.waiting.get(name)
             if found is None:  # it is being placed
                 return True
@@ -125,16 +125,16 @@ def _made(s: t.Stmt) -> tuple[str, ...]:
             return ()
 
 
-def _read(s: t.Stmt) -> set[str]:
+def read(s: t.Stmt) -> set[str]:
     """The names a statement reads, those of its own body with it."""
     found = set(uses(s))
     match s:
         case t.For(body=inner, carried=carried, over=over):
-            found |= {c.start for c in carried} | {n for x in inner for n in _read(x)}
+            found |= {c.start for c in carried} | {n for x in inner for n in read(x)}
             if isinstance(over, t.Count):
                 found |= free_vars(over.lo) | free_vars(over.hi)
         case t.If(then=then, orelse=orelse):
-            found |= {n for x in (*then, *orelse) for n in _read(x)}
+            found |= {n for x in (*then, *orelse) for n in read(x)}
         case _:
             pass
     return found

@@ -65,14 +65,15 @@ class Token(Chunk):
                 case Let(name, _, vars):
                     self.arrays[name] = vars, body
 
-    def channel(self, name: str, size: int) -> None:
-        """Declares a channel axis of `size`, padded where the printer wants powers of two."""
+    def channel(self, name: str, size: int, begin: Expr | None = None) -> None:
+        """Declares a channel axis of `size`, padded where the printer wants powers of two; e in its parts."""
         extent = size if self.variant.target == "torch" else 1 << max(size - 1, 0).bit_length()
         base: Expr = Const(0, "int")
         if name == "e" and self.columns:
-            if self.first_value is None:
+            begin = begin or self.first_value
+            if begin is None:
                 return
-            extent, base = self.columns, self.first_value
+            extent, base = self.columns, begin
         axis = self.b.axis(name, extent)
         c = self.b.let(name, t.Type((axis,), "i32"), t.Iota(base), "channels")
         self.b.bindings[ivar(name)] = c
@@ -82,7 +83,7 @@ class Token(Chunk):
     def part(self, first: Expr) -> None:
         """The part of e from here on."""
         self.first_value = first
-        self.channel("e", self.sizes["e"])
+        self.channel("e", self.sizes["e"], first)
 
     @property
     def once(self) -> Expr:

@@ -72,6 +72,7 @@ def test_what_products_read_is_moved_in_bulk() -> None:
         "states_kernel": {"k", "v"},
         "adjoints_kernel": {"q", "d_out"},
         "gradients_kernel": {"q", "k", "v", "d_out", "S_starts", "S_ends"},
+        "gates_kernel": set(),
     }
 
 
