@@ -59,11 +59,14 @@ def given(attn: Attention, dtype: torch.dtype = torch.float64, **sizes: int) -> 
 
 
 def some_states(attn: Attention, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """States to start with."""
-    shapes = {n: x.shape for n, x in evaluate(attn._family.spec, wide(inputs)).states.items()}
+    """States to start with: those that other tokens lead to, so that what divides by them is not near 0."""
     rng = torch.Generator().manual_seed(3)
+    others = {
+        n: x + torch.randn(x.shape, generator=rng) if n in ("q", "k", "v") else x for n, x in wide(inputs).items()
+    }
+    found = evaluate(attn._family.spec, others).states
     dtype = torch.float64 if inputs["q"].dtype == torch.float64 else torch.float32
-    return {n: (0.2 + 0.1 * torch.randn(s, generator=rng)).to(dtype) for n, s in shapes.items()}
+    return {n: x.to(dtype) for n, x in found.items()}
 
 
 def wide(x: Mapping[str, Tensor]) -> dict[str, Tensor]:
