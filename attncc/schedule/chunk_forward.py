@@ -248,7 +248,7 @@ def walk_kernel(name: str, f: Forward, columns: Mapping[str, int], parts: Var | 
         grid = (*grid[:-2], t.GridAxis("part", parts, "batch"), *grid[-2:])
         scalars = (*scalars, *segments.NAMES)
     made = ahead(prune(t.Kernel(name, grid, tuple(f.k.tensors), scalars, body)))
-    return replace(made, config=t.Config(8 if large > enough(p) else 4, stages(made, p)))
+    return replace(made, config=t.Config(8 if large > enough(p) else 4, stages(made, p, few=parts == segments.OWNS)))
 
 
 def enough(p: Problem) -> int:
@@ -257,9 +257,9 @@ def enough(p: Problem) -> int:
     return 8192 if p.on_hopper and p.light else 4096
 
 
-def stages(kernel: t.Kernel, p: Problem) -> int:
+def stages(kernel: t.Kernel, p: Problem, *, few: bool = False) -> int:
     """How many turns of a walk have their loads under way at once: as many as shared memory holds, three at most, or
-    four where no second program fits beside one with three.
+    four where no second program fits beside one with three, or `few` programs leave some multiprocessors with one.
 
     Tiles that only products read stay where they are until the products are done; others are held a turn less. Beside
     them there is room for a state, for the weights of a chunk and for what is made of those others, as operands.
@@ -280,5 +280,5 @@ def stages(kernel: t.Kernel, p: Problem) -> int:
     kept = sum(bytes_of(types[n]) for n in tiles if not {n, once.get(n, n)} & other)
     room = ROOM[90 if p.variant.capability >= 90 else 80]
     beside = 16 * 1024 + turn - kept + max((bytes_of(c.type) // 2 for c in walk.carried), default=0)
-    most = (4, 3, 2) if 2 * (2 * turn + kept + beside) > room and p.on_hopper else (3, 2)
+    most = (4, 3, 2) if (few or 2 * (2 * turn + kept + beside) > room) and p.on_hopper else (3, 2)
     return next((n for n in most if (n - 1) * turn + kept + beside <= room), 1)

@@ -99,9 +99,18 @@ class Halves:
         here = self.here(upper)
         gap = k.value(op("neg", op("abs", op("sub", here, between))), "gap")
         factor = b.let("factor", self.type, t.Map(op("exp2", gap)), "at most 0: gates of at most 1")
-        z = k.narrow(k.value(op("mul", op("where", upper, self.x, self.w), factor), "z"))
+        z = k.narrow(k.value(op("mul", self.either(upper), factor), "z"))
         other = k.value(op("where", upper, op("sub", i, 1), op("add", i, 1)), "other")
         return Level(factor, z, upper, other, j)
+
+    def either(self, upper: Var) -> Var:
+        """x in upper rows, w in others: chosen in 16 bits where both were loaded so."""
+        k = self.k
+        pair = (k.narrow(self.x), k.narrow(self.w))
+        if all(isinstance(k.b.made.get(v.name), t.Load) for v in pair):
+            type = k.b.type_of(pair[0].name)
+            return k.cast(k.b.let("one", type, t.Map(op("where", upper, *pair))), k.real)
+        return k.value(op("where", upper, self.x, self.w), "one")
 
     def here(self, upper: Var) -> Var:
         """The running sums that rows have in their roles: where roles differ, read again instead of held throughout."""
