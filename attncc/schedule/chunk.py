@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 
-from attncc.expr.build import TRUE, ivar, op
-from attncc.expr.nodes import Expr, Var
+from attncc.expr.build import TRUE, conj, ivar, op
+from attncc.expr.nodes import Const, Expr, Var
 from attncc.ir.free import free
 from attncc.passes.chunk_form import Held, ReadOf, Write
 from attncc.passes.chunk_scale import plain, scaled
@@ -30,8 +30,14 @@ from attncc.schedule.chunk_moved import faded
 from attncc.schedule.chunk_problem import Problem, has_product
 from attncc.schedule.chunk_scaled import Scaled
 from attncc.schedule.chunk_values import WHOLE, Chunk
+from attncc.tile import nodes as t
 
 N = ivar("N")
+
+
+def map_of(n: int) -> str:
+    """The tensor of the n-th rows that are made once."""
+    return f"map_{n}"
 
 
 class Forward:
@@ -51,6 +57,9 @@ class Forward:
         """A loop carries the states from chunk to chunk."""
         self.ends: list[Var] = []
         """Sums along channels that only the output reads."""
+        self.maps = p.maps
+        self.loaded: dict[int, Var] = {}
+        """Rows that are loaded, by the numbers of their maps."""
 
     def initial(self) -> tuple[Var, ...]:
         """The states before the first token."""
@@ -169,8 +178,35 @@ class Forward:
             self.known["start", r] = self.kept.operand(x) if along is not None and self.p.halves else x
         return self.known["start", r]
 
+    def rows(self) -> list[Var]:
+        """What is made once for all kernels."""
+        maps, self.maps = self.maps, ()
+        return [self.wide(e, axis, rows=True) for e, axis in maps]
+
+    def row_at(self, v: Var) -> tuple[Expr, ...]:
+        """Where rows over a channel axis lie."""
+        at = self.k.b.bindings
+        return (ivar("b"), ivar("h"), self.k.at["i"], *(at[ivar(n)] for n in self.k.b.type_of(v.name).names()[1:]))
+
+    def row_guard(self, v: Var) -> Expr:
+        """That a token and a channel exist."""
+        return conj(self.k.live, *(self.k.inside[n] for n in self.k.b.type_of(v.name).names()[1:]))
+
+    def made(self, n: int, axis: Var) -> Var:
+        """Rows as they are stored."""
+        k = self.k
+        if ("map", n) not in self.known:
+            k.tensors[map_of(n)] = None
+            axes = (t.Axis("i", k.b.extent("i")), t.Axis(axis.name, k.b.extent(axis.name)))
+            like = k.b.let("none", t.Type(axes, self.p.variant.dtype), t.Full(Const(0.0, "real")))
+            load = t.Load(map_of(n), self.row_at(like), k.b.lower(self.row_guard(like)))
+            self.loaded[n] = self.known["map", n] = k.b.let("x", k.b.type_of(like.name), load)
+        return k.cast(self.known["map", n], k.real)
+
     def wide(self, e: Expr, axis: Var | None, *, rows: bool = False) -> Var:
         """`e` over the rows and an axis that is summed over, 0 in its padding."""
+        if axis is not None and (e, axis) in self.maps:
+            return self.made(self.maps.index((e, axis)), axis)
         if axis is None:
             return self.k.clean(e, "x", rows=rows)
         guard = self.k.inside[axis.name]

@@ -20,7 +20,7 @@ from attncc.expr.nodes import Const, Expr, Var
 from attncc.ir.free import free
 from attncc.ir.nodes import Load
 from attncc.passes.chunk_form import Gate, Held
-from attncc.schedule import chunk_gates
+from attncc.schedule import chunk_gates, chunk_maps
 from attncc.schedule.adjoint import Adjoints
 from attncc.schedule.chunk import Forward
 from attncc.schedule.chunk_backward import B, Backward, H, N, Share, inside, place, start_of
@@ -107,6 +107,7 @@ class _Chunks(Backward):
     def within(self, *, states: bool, reads: bool) -> Adjoints:
         """The adjoints of all statements so far: of the states, or of what is read."""
         loads = {n for n, (e, _) in self.k.sources.items() if e.tensor in self.wanted and e.sort == "real"}
+        loads |= {v.name for n, v in self.f.loaded.items() if read_by(self.p.maps[n][0]) & self.wanted}
         wanted = (set(self.loaded) if states else set()) | (loads if reads else set())
         return Adjoints(self.k, list(self.k.b.scope.statements), frozenset(wanted))
 
@@ -158,6 +159,8 @@ class _Gradients(_Chunks):
         self.homes, self.wanted = homes, frozenset(wanted)
         self.runs: dict[str, t.Tensor] = {}
         """What gates get, to be summed over the chunks."""
+        self.rows: dict[int, t.Tensor] = {}
+        """What rows get that are made once."""
 
     def home(self, load: Load) -> t.Tensor | None:
         """The gradient itself, for the only share in it, which has its axes."""
@@ -184,6 +187,7 @@ class _Gradients(_Chunks):
         self.seed(within, new, after, out)
         within.run()
         self.store(within)
+        self.rows = chunk_maps.store(self.f, within.of)
         self.runs = chunk_gates.store(self.k, each, within.of, self.each, chunk_count(self.f)) if self.each else {}
         return sink(chunk_kernel(name, self.f, first.name, columns))
 
@@ -204,6 +208,21 @@ class _Gradients(_Chunks):
         self.tag = "gates_"
         self.store(within)
         return chunk_kernel("gates_kernel", f, first.name)
+
+    def maps(self, rows: Mapping[int, t.Tensor]) -> t.Kernel:
+        """The kernel of the gradients of what rows are made of, from theirs."""
+        k, f = self.k, self.f
+        first, f.count = k.b.position("first"), chunk_maps.ROWS
+        self.each = k.b.value(op("floordiv", first, f.count), "chunk")
+        k.tokens(first, f.count)
+        made = f.rows()
+        within = self.within(states=False, reads=True)
+        for n in rows:
+            within.add(made[n].name, chunk_maps.load(f, n, made[n]))
+        within.run()
+        self.tag = "maps_"
+        self.store(within)
+        return chunk_kernel("maps_gradients_kernel", f, first.name)
 
     def pairs(self) -> tuple[t.Kernel, tuple[t.Tensor, ...]]:
         """The kernel of the gradients of weights and of sums along channels, and where it stores them."""
@@ -273,6 +292,7 @@ def groups(p: Problem) -> tuple[tuple[str, ...], ...]:
     axes = {"q": "d", "k": "d", "v": "e"} | {x.name: x.axes[-1].index if x.axes else "" for x in p.spec.params}
     moved = [s.gate.log for s in p.form.states if p.separable(s)]
     axes |= {n: "d" for n in read_by(*moved) - {"q", "k", "v"} if axes[n] not in ("d", "e")}
+    axes |= {n: "d" for e, _ in p.maps for n in read_by(e)}
     found: dict[str, list[str]] = {}
     for n in p.variant.gradients:
         found.setdefault(axes[n] if axes[n] in ("d", "e") else "", []).append(n)
@@ -321,4 +341,9 @@ def gradients_kernels(
             kernels.append(last.gates(made[-1].runs))
             shares += last.shares
             runs += made[-1].runs.values()
+        if made[-1].rows:
+            back = _Gradients(p, Forward(p, reserved), homes, wanted)
+            kernels.append(back.maps(made[-1].rows))
+            shares += back.shares
+            runs += made[-1].rows.values()
     return tuple(kernels), tuple(shares), tuple(runs)

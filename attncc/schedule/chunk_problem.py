@@ -110,7 +110,8 @@ class Problem:
             return False
         (s,), (r,) = self.form.states, self.form.reads
         operands = (r.x, *(x for w in s.writes for x in (w.key, w.value)))
-        return s.key is not None and all(as_it_lies(x, channels) for x in operands)
+        made = {x for x, _ in self.maps}
+        return s.key is not None and all(x in made or as_it_lies(x, channels) for x in operands)
 
     @property
     def near(self) -> tuple[Expr, ...]:
@@ -127,6 +128,25 @@ class Problem:
         plain = all(s.beside == OPEN and s.gate.linear is ONE and s.value is not None for s in states.values())
         along = all(r.axis is states[r.state].key for r in reads)
         return bool(reads) and plain and along and not any(map(self.chained, self.near))
+
+    @property
+    def maps(self) -> tuple[tuple[Expr, Var], ...]:
+        """What is read with and written after a long computation of inputs that nothing else reads, and its axis."""
+        if self.variant.target != "triton" or self.halves or any(s.scale for s in self.form.states):
+            return ()
+        read = ((r.x, r.axis) for r in self.form.reads if not r.parts)
+        kept = ((w.key, s.key) for s in self.form.states if s.value is not None for w in s.writes if not w.parts)
+        found = {x: a for x, a in (*read, *kept) if a is not None and self._long(x, a)}
+        rest = [r.x for r in self.form.reads] + [x for body in (s.bodies for s in self.form.states) for x in body]
+        others = _tensors(self.form.out, *(s.init for s in self.form.states), *(x for x in rest if x not in found))
+        return () if _tensors(*found) & others else tuple(found.items())
+
+    def _long(self, e: Expr, axis: Var) -> bool:
+        """Whether sines or cosines of every channel stand in `e`, which is over rows and the channels of `axis`."""
+        channels = {ivar(n) for n in self.extents}
+        turns = (n for n in walk(e) if isinstance(n, Op) and n.name in ("sin", "cos"))
+        plain = not self.chained(e) and not any(isinstance(n, Contract) for n in walk(e))
+        return plain and free(e) & channels == {axis} and any(free(n) & channels for n in turns)
 
     @property
     def sums(self) -> tuple[Contract | Reduce, ...]:
@@ -148,6 +168,10 @@ class Problem:
             self.chained(n) and any(isinstance(x, Load) for x in walk(n.args[0 if n.name == "pow" else -1]))
             for n in inside
         )
+
+
+def _tensors(*every: Expr) -> frozenset[str]:
+    return frozenset(n.tensor for e in every for n in walk(e) if isinstance(n, Load))
 
 
 def _size(e: Expr, spec: Spec) -> int:

@@ -8,9 +8,9 @@ from dataclasses import replace
 from attncc.expr.nodes import Const
 from attncc.ir.nodes import Spec
 from attncc.passes.mistakes import NotCompiled
-from attncc.schedule import chunk_gates
+from attncc.schedule import chunk_gates, chunk_maps
 from attncc.schedule.bulk import bulk, bytes_of
-from attncc.schedule.chunk import Forward
+from attncc.schedule.chunk import Forward, map_of
 from attncc.schedule.chunk_backward import chunks_kernel, collected, start_of, starts, states_kernel
 from attncc.schedule.chunk_forward import chunk_count, forward_kernel, kept_kernels, last_tensors, owns_kernel
 from attncc.schedule.chunk_kept import MOST, kept_of, pair_of
@@ -79,6 +79,7 @@ def _segments(p: Problem, forward: t.Kernel) -> tuple[tuple[t.Scalar, ...], tupl
 def _kept(p: Problem, *, again: bool = False) -> tuple[tuple[t.Kernel, ...], tuple[t.Step, ...], tuple[t.Tensor, ...]]:
     """The kernels of what is kept for all others, their steps, and what passes from the forward to the backward:
     weights, and numbers of the tokens. What lies along channels is larger, and made again."""
+    maps, rows = chunk_maps.kernels(p, _reserved(p)), chunk_maps.tensors(p)
     kernels, where = kept_kernels(p, _reserved(p))
     passed: tuple[t.Tensor, ...] = ()
     if p.variant.kept and kernels:
@@ -87,7 +88,8 @@ def _kept(p: Problem, *, again: bool = False) -> tuple[tuple[t.Kernel, ...], tup
         passed = tuple(x for x in where if x.name in names)
         if again:
             kernels, where = kernels[:-1], tuple(x for x in where if x not in passed)
-    return kernels, (*(t.Alloc(x) for x in where), *(t.Launch(x.name) for x in kernels)), passed
+    kernels = (*maps, *kernels)
+    return kernels, (*(t.Alloc(x) for x in (*rows, *where)), *(t.Launch(x.name) for x in kernels)), passed
 
 
 def _backward(p: Problem) -> t.Program:
@@ -130,4 +132,5 @@ def _reserved(p: Problem) -> tuple[str, ...]:
     names = (*ROLES, "out", *(x.name for x in p.spec.params))
     kept = tuple(x for s in p.form.states for x in (start_of(s.name), end_of(s.name), f"d_{last_of(s.name)}"))
     kept = (*kept, *chunk_gates.names(len(p.form.states)))
+    kept = (*kept, *(n(x) for x in range(len(p.maps)) for n in (map_of, chunk_maps.gradient_of)))
     return (*kept, *(f"d_{n}" for n in names), *(n(x) for x in range(MOST) for n in (kept_of, pair_of)))
