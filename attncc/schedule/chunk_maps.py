@@ -20,8 +20,6 @@ from attncc.schedule.chunk_problem import Problem
 from attncc.tile import nodes as t
 
 B, H, N = ivar("B"), ivar("H"), ivar("N")
-
-
 ROWS = 16
 """Tokens of a program: no two meet, and long computations of many elements take long to compile."""
 

@@ -5,6 +5,7 @@
     pairs       of weights under gates along channels: their gradients, mirrored; of sums along channels beside them
     gradients   each chunk by itself, between the two: the gradients of everything that its tokens read
     gates       of gates of tokens: the sums, over several chunks, of what each gave to their running sums
+    maps        of rows that are made once: from their gradients to those of what they are made of
 
 What the first two kernels store is in the inputs' element type where that has 16 bits, as factors of products are: a
 state of one axis, which meets its gradient in no product, is not.
@@ -188,7 +189,8 @@ class _Gradients(_Chunks):
         within.run()
         self.store(within)
         self.rows = chunk_maps.store(self.f, within.of)
-        self.runs = chunk_gates.store(self.k, each, within.of, self.each, chunk_count(self.f)) if self.each else {}
+        assert self.each is not None
+        self.runs = chunk_gates.store(self.k, each, within.of, self.each, chunk_count(self.f))
         return sink(chunk_kernel(name, self.f, first.name, columns))
 
     def gates(self, runs: Mapping[str, t.Tensor]) -> t.Kernel:

@@ -131,7 +131,7 @@ def test_levels_share_a_multiprocessor(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kernels", "warps"), [("simple_gla", 1, 4), ("mamba2", 3, 4), ("retnet", 1, 8), ("", 1, 4)]
+    ("name", "kernels", "warps"), [("simple_gla", 1, 4), ("mamba2", 3, 4), ("retnet", 1, 4), ("", 1, 4)]
 )
 def test_few_gradients_share_a_kernel(name: str, kernels: int, warps: int) -> None:
     """One state of inputs as they lie; four warps are enough for it, so that two programs share a multiprocessor."""
