@@ -14,7 +14,7 @@ from attncc.codegen.signature import strides, tensors
 from attncc.codegen.triton_exprs import DIVIDES, TritonSpeller, helpers_of
 from attncc.codegen.writer import Writer
 from attncc.errors import InternalError
-from attncc.expr.build import TRUE, conj, op
+from attncc.expr.build import TRUE, conj, conjuncts, op
 from attncc.expr.interval import ALL, Interval, bounds
 from attncc.expr.nodes import Const, Expr, Op, Var, free_vars
 from attncc.tile import nodes as t
@@ -203,7 +203,7 @@ class KernelBody:
     def _mask(self, guard: Expr, axes: tuple[str, ...]) -> list[str]:
         if guard is TRUE:
             return []
-        parts = list(_conjuncts(guard))
+        parts = list(conjuncts(guard))
         lanes = {v.name for v in self.lanes}
         when = [e for e in parts if self._is_scalar(e) and not free_vars(e) & lanes]
         text = self.text(conj(*(e for e in parts if e not in when)), axes)
@@ -375,15 +375,6 @@ class KernelBody:
         """A factor with the contracted axis at `place`."""
         text = python_name(name)
         return text if self.types[name].names()[place] == axis else f"tl.trans({text})"
-
-
-def _conjuncts(e: Expr) -> Iterator[Expr]:
-    match e:
-        case Op("and", args):
-            for a in args:
-                yield from _conjuncts(a)
-        case _:
-            yield e
 
 
 def type_name(x: object) -> str:

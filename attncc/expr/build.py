@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import reduce
 
 from attncc.expr.nodes import Const, Expr, Op, Var
@@ -55,6 +56,16 @@ def conj(*parts: Expr) -> Expr:
     """The `and` of all parts; TRUE of none."""
     kept = [p for p in parts if p is not TRUE]
     return reduce(lambda a, b: op("and", a, b), kept) if kept else TRUE
+
+
+def conjuncts(e: Expr) -> Iterator[Expr]:
+    """The parts of an `and`, or `e` itself."""
+    match e:
+        case Op("and", args):
+            for a in args:
+                yield from conjuncts(a)
+        case _:
+            yield e
 
 
 def disj(*parts: Expr) -> Expr:

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from math import prod
 
 from attncc.expr.algebra import Algebra
 from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Op, Var, free_vars, substitute
 from attncc.expr.normal import normal_form
 from attncc.tile import nodes as t
+from attncc.tile.sizes import BYTES
 
-BYTES = {"f16": 2, "bf16": 2, "f32": 4}
+REALS = ("f16", "bf16", "f32")
+"""Elements of boxes."""
 ALIGNMENT = 16
 MOST, RANK = 256, 5
 """Elements of a box along one axis, and axes of a tensor: what the hardware knows."""
@@ -82,7 +83,7 @@ class _Kernel:
 
     def describable(self, tensor: t.Tensor) -> bool:
         """Whether the hardware can be told of a tensor: its base and its steps are aligned."""
-        if tensor.dtype not in BYTES or len(tensor.axes) > RANK or not tensor.unit:
+        if tensor.dtype not in REALS or len(tensor.axes) > RANK or not tensor.unit:
             return False
         row = tensor.extents[-1]
         whole = isinstance(row, Const) and int(row.value) * BYTES[tensor.dtype] % ALIGNMENT == 0
@@ -136,8 +137,3 @@ class _Kernel:
             if not known:
                 return normal_form(self.algebra, e)
             e = substitute(e, known)
-
-
-def bytes_of(type: t.Type) -> int:
-    """The size of a tile of such elements."""
-    return BYTES.get(type.dtype, 4) * prod(a.extent for a in type.axes)

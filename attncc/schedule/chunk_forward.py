@@ -19,6 +19,7 @@ from attncc.schedule.given import last_of
 from attncc.schedule.late import late
 from attncc.schedule.prune import prune
 from attncc.tile import nodes as t
+from attncc.tile.sizes import bytes_of
 from attncc.tile.verify_scope import operands
 from attncc.tile.walks import every
 
@@ -233,7 +234,6 @@ def chunk_count(f: Forward) -> Expr:
 
 ROOM = {80: 99 * 1024, 90: 227 * 1024}
 """Bytes of shared memory that a program may have; what is compiled for sm_80 also runs on sm_86 and sm_89."""
-_BYTES: dict[str, int] = {"f16": 2, "bf16": 2, "f32": 4, "f64": 8}
 
 
 def walk_kernel(name: str, f: Forward, columns: Mapping[str, int], parts: Var | None = None) -> t.Kernel:
@@ -271,9 +271,6 @@ def stages(kernel: t.Kernel, p: Problem, *, few: bool = False) -> int:
     types = {s.name: s.type for s in lets}
     once = {s.op.value: s.name for s in lets if isinstance(s.op, t.Rename)}
     other = {n for s in lets if isinstance(s.op, t.Map | t.Cast | t.Reduce) for n in operands(s.op)}
-
-    def bytes_of(type: t.Type) -> int:
-        return _BYTES.get(type.dtype, 4) * math.prod(a.extent for a in type.axes)
 
     tiles = [s.name for s in lets if isinstance(s.op, t.Load) and len(s.type.axes) == 2]
     turn = sum(bytes_of(types[n]) for n in tiles)

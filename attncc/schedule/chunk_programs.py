@@ -9,7 +9,7 @@ from attncc.expr.nodes import Const
 from attncc.ir.nodes import Spec
 from attncc.passes.mistakes import NotCompiled
 from attncc.schedule import chunk_gates, chunk_maps
-from attncc.schedule.bulk import bulk, bytes_of
+from attncc.schedule.bulk import bulk
 from attncc.schedule.chunk import Forward, map_of
 from attncc.schedule.chunk_backward import chunks_kernel, collected, start_of, starts, states_kernel
 from attncc.schedule.chunk_forward import chunk_count, forward_kernel, kept_kernels, last_tensors, owns_kernel
@@ -26,6 +26,7 @@ from attncc.schedule.reload import multiplied
 from attncc.schedule.state_tensors import gradient, inputs, scalars, tensor
 from attncc.schedule.variant import Variant
 from attncc.tile import nodes as t
+from attncc.tile.sizes import bytes_of
 from attncc.tile.walks import every
 
 

@@ -24,7 +24,7 @@ from attncc.tile import nodes as t
 
 
 @dataclass(frozen=True, slots=True)
-class Scaled:
+class ScaledProduct:
     """A product, and what scales rows or columns of it."""
 
     product: Var
@@ -67,7 +67,7 @@ class Chunk:
         """Values that gradients hold fixed."""
         self.known: dict[str, tuple[tuple[str, ...], Callable[[Var], Sequence[Expr]]]] = {}
         """Values that were computed elsewhere: what they depend on, and the gradients of that for theirs."""
-        self.scaled: dict[str, Scaled] = {}
+        self.scaled: dict[str, ScaledProduct] = {}
         """Products by the names of what they are with a factor."""
         self.upright = False
         """Rows stay rows in gradients: what is summed over them is no product."""
@@ -211,7 +211,7 @@ class Chunk:
             return found
         with self.ordered(out):
             made = self.value(op("mul", found, factor), hint)
-        self.scaled[made.name] = Scaled(found, factor)
+        self.scaled[made.name] = ScaledProduct(found, factor)
         return made
 
     def unscaled(self, v: Var, axis: str) -> tuple[Var, Expr | None]:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from attncc.tile.interpret_faults import TypeFault
-from attncc.tile.interpret_values import BYTES, Array, Value, aligned, rounded, shape, sort_of
+from attncc.tile.interpret_values import Array, Value, aligned, rounded, shape, sort_of
 from attncc.tile.nodes import Axis, JoinAxis, Pack, Reduce, Scan, SplitAxis, TopK, TriInverse, Type, Unpack
+from attncc.tile.sizes import BYTES
 
 
 def declared(value: Value, type: Type, what: str) -> Value:

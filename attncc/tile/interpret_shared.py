@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from attncc.tile.interpret_faults import BarrierFault, DeadlockFault, RaceFault, TypeFault, UnwrittenFault
-from attncc.tile.interpret_values import BYTES, Array, Ticket, Value, rounded, shape, storage
+from attncc.tile.interpret_values import Array, Ticket, Value, rounded, shape, storage
 from attncc.tile.nodes import (
     AllocBar,
     AllocShared,
@@ -34,6 +34,7 @@ from attncc.tile.nodes import (
     Stmt,
     Type,
 )
+from attncc.tile.sizes import BYTES
 
 if TYPE_CHECKING:
     from attncc.tile.interpret_kernel import Env, Walker

@@ -19,7 +19,6 @@ from attncc.tile.nodes import Dtype, Type
 
 Array = npt.NDArray[Any]
 
-BYTES: dict[Dtype, int] = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i64": 8, "i32": 4, "u8": 1, "bool": 1}
 _RANGE: dict[Dtype, tuple[int, int]] = {"i32": (-(2**31), 2**31 - 1), "u8": (0, 255)}
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 from attncc.expr.nodes import Const
 from attncc.tile import nodes as t
 from attncc.tile.hopper import REGISTERS, SHARED_BYTES
+from attncc.tile.sizes import bytes_of
 from attncc.tile.verify_faults import PartitionError
 from attncc.tile.verify_scope import Checked, Place, uses
 
 ZERO = Const(0, "int")
-BYTES: dict[str, int] = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i64": 8, "i32": 4, "u8": 1, "bool": 1}
 
 
 def partitions_are_apart(c: Checked, kernel: t.Kernel) -> None:
@@ -130,11 +128,7 @@ def _barriers(places: list[Place]) -> None:
 
 
 def _resources(places: list[Place]) -> None:
-    size = sum(
-        math.prod(a.extent for a in p.stmt.type.axes) * BYTES[p.stmt.type.dtype] * p.stmt.depth
-        for p in places
-        if isinstance(p.stmt, t.AllocShared)
-    )
+    size = sum(bytes_of(p.stmt.type) * p.stmt.depth for p in places if isinstance(p.stmt, t.AllocShared))
     for place in places:
         if isinstance(place.stmt, t.AllocShared) and size > SHARED_BYTES:
             raise place.error(PartitionError, f"{size} bytes of shared memory; there are {SHARED_BYTES}")

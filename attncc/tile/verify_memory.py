@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from attncc.expr.build import op
+from attncc.expr.build import conjuncts, op
 from attncc.expr.interval import Interval, bounds
 from attncc.expr.nodes import Const, Expr, Op, Var, free_vars, walk
 from attncc.tile import nodes as t
 from attncc.tile.verify_faults import ExtentError, OffsetError, OwnershipError
 from attncc.tile.verify_scope import Checked, Origins
-
-
-def conjuncts(e: Expr) -> Iterator[Expr]:
-    """The parts of a conjunction."""
-    if isinstance(e, Op) and e.name == "and":
-        for a in e.args:
-            yield from conjuncts(a)
-    else:
-        yield e
 
 
 def touched(s: t.Stmt) -> tuple[str, tuple[Expr, ...], Expr] | None:

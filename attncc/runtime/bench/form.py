@@ -5,10 +5,10 @@ All constants and sizes are numbers here, so that a form belongs to one call's s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from attncc.expr.build import TRUE, op
+from attncc.expr.build import TRUE, conjuncts, op
 from attncc.expr.evaluate import evaluate
 from attncc.expr.nodes import Const, Expr, Op, Var, rewrite, substitute, walk
 from attncc.ir.nodes import Contract, Load, S, Spec, Weights
@@ -114,7 +114,7 @@ def _unscaled(score: Expr) -> tuple[float, Expr]:
 def _band(mask: Expr) -> tuple[int | None, int | None] | None:
     left: int | None = None
     right: int | None = None
-    for part in _conjuncts(mask):
+    for part in (x for x in conjuncts(mask) if x is not TRUE):
         bound = _one_side(part)
         if bound is None:
             return None
@@ -124,16 +124,6 @@ def _band(mask: Expr) -> tuple[int | None, int | None] | None:
         else:
             left = c if left is None else min(left, c)
     return left, right
-
-
-def _conjuncts(mask: Expr) -> Iterator[Expr]:
-    match mask:
-        case Op("and", (a, b), _):
-            yield from _conjuncts(a)
-            yield from _conjuncts(b)
-        case _:
-            if mask is not TRUE:
-                yield mask
 
 
 def _one_side(e: Expr) -> tuple[int, int] | None:
