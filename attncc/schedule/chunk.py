@@ -18,7 +18,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from attncc.expr.build import TRUE, conj, ivar, op
-from attncc.expr.nodes import Const, Expr, Var
+from attncc.expr.nodes import Expr, Var
 from attncc.ir.free import free
 from attncc.passes.chunk_form import Held, ReadOf, Write
 from attncc.passes.chunk_scale import plain, scaled
@@ -30,7 +30,6 @@ from attncc.schedule.chunk_moved import faded
 from attncc.schedule.chunk_problem import Problem, has_product
 from attncc.schedule.chunk_scaled import Scaled
 from attncc.schedule.chunk_values import WHOLE, Chunk
-from attncc.tile import nodes as t
 
 N = ivar("N")
 
@@ -183,24 +182,21 @@ class Forward:
         maps, self.maps = self.maps, ()
         return [self.wide(e, axis, rows=True) for e, axis in maps]
 
-    def row_at(self, v: Var) -> tuple[Expr, ...]:
+    def row_at(self, axis: Var) -> tuple[Expr, ...]:
         """Where rows over a channel axis lie."""
-        at = self.k.b.bindings
-        return (ivar("b"), ivar("h"), self.k.at["i"], *(at[ivar(n)] for n in self.k.b.type_of(v.name).names()[1:]))
+        return (ivar("b"), ivar("h"), self.k.at["i"], self.k.b.bindings[axis])
 
-    def row_guard(self, v: Var) -> Expr:
+    def row_guard(self, axis: Var) -> Expr:
         """That a token and a channel exist."""
-        return conj(self.k.live, *(self.k.inside[n] for n in self.k.b.type_of(v.name).names()[1:]))
+        return conj(self.k.live, self.k.inside[axis.name])
 
     def made(self, n: int, axis: Var) -> Var:
         """Rows as they are stored."""
         k = self.k
         if ("map", n) not in self.known:
-            k.tensors[map_of(n)] = None
-            axes = (t.Axis("i", k.b.extent("i")), t.Axis(axis.name, k.b.extent(axis.name)))
-            like = k.b.let("none", t.Type(axes, self.p.variant.dtype), t.Full(Const(0.0, "real")))
-            load = t.Load(map_of(n), self.row_at(like), k.b.lower(self.row_guard(like)))
-            self.loaded[n] = self.known["map", n] = k.b.let("x", k.b.type_of(like.name), load)
+            type = replace(k.b.over("i", axis.name), dtype=self.p.variant.dtype)
+            found = k.load(map_of(n), self.row_at(axis), self.row_guard(axis), type, "x")
+            self.loaded[n] = self.known["map", n] = found
         return k.cast(self.known["map", n], k.real)
 
     def wide(self, e: Expr, axis: Var | None, *, rows: bool = False) -> Var:

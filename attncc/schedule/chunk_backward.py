@@ -148,18 +148,16 @@ class Backward:
         if not self.p.variant.last:
             return self.zero(like)
         k, given = self.k, f"d_{last_of(s.name)}"
-        k.tensors[given] = None
         at = tuple(k.value(x, "at") for x in s.axes.place)
         type = k.b.type_of(like.name) if at else t.Type((), k.real)
-        load = t.Load(given, (ivar("b"), ivar("h"), *at), k.b.lower(inside(self.f, like)) if at else TRUE)
-        found = k.over(k.b.let(given, type, load), *k.b.type_of(like.name).names())
+        load = k.load(given, (ivar("b"), ivar("h"), *at), inside(self.f, like) if at else TRUE, type, given)
+        found = k.over(load, *k.b.type_of(like.name).names())
         return found if at else k.value(op("where", inside(self.f, like), found, 0.0), given)
 
     def start(self, name: str, like: Var, chunk: Var) -> Var:
         """The state at the chunk's start."""
-        self.k.tensors[start_of(name)] = None
-        load = t.Load(start_of(name), place(self.f, like, chunk), self.k.b.lower(inside(self.f, like)))
-        return self.k.b.let(name, self.k.b.type_of(like.name), load)
+        k, f = self.k, self.f
+        return k.load(start_of(name), place(f, like, chunk), inside(f, like), k.b.type_of(like.name), name)
 
     def zero(self, like: Var) -> Var:
         return self.k.b.let("none", self.k.b.type_of(like.name), t.Full(ZERO))
@@ -175,11 +173,10 @@ class Backward:
     def seed(self, a: Adjoints, new: tuple[Var, ...], after: tuple[Var, ...], out: Var) -> None:
         """The gradients that are given: of out's rows, and of the states behind the chunk."""
         k = self.k
-        k.tensors["d_out"] = None
         e = k.b.bindings[ivar("e")]
         guard = conj(op("le", 0, k.row), op("lt", k.row, M), k.live, k.inside["e"])
-        load = t.Load("d_out", (ivar("b"), ivar("h"), k.row, e), k.b.lower(guard))
-        given = k.b.let("d_out", t.Type(k.b.type_of(out.name).axes, self.p.variant.dtype), load)
+        type = replace(k.b.type_of(out.name), dtype=self.p.variant.dtype)
+        given = k.load("d_out", (ivar("b"), ivar("h"), k.row, e), guard, type, "d_out")
         a.moving.add(out.name)
         a.add(out.name, k.cast(given, k.real))
         for v, d in zip(new, after, strict=True):

@@ -188,12 +188,13 @@ def kept_kernels(p: Problem, reserved: tuple[str, ...]) -> tuple[tuple[t.Kernel,
         f.kept.mode = mode
         first, states = f.k.b.position("first"), f.initial()
         f.k.tokens(first, f.count)
-        if mode == "weights" and columns:
+        parted = mode == "weights" and bool(columns)
+        if parted:
             parts.statements(f, states, *columns)
         else:
             f.chunk(states)
         made.append(f)
-        return chunk_kernel(name, f, first.name, columns if mode == "stores" else WHOLE, alone=not columns)
+        return chunk_kernel(name, f, first.name, WHOLE if parted else columns, alone=not parted)
 
     sums = blocks(p, lambda columns: make("stores", "sums_kernel", columns))
     axis = parts.parted(p) if p.halves else ""

@@ -90,8 +90,6 @@ def load(k: Chunk, each: tuple[Run, ...], tensors: Mapping[str, t.Tensor], last:
     found: dict[str, Var] = {}
     for v, tensor in (pair for run in each for pair in run.gets(N, k.real)):
         if tensor.name in tensors:
-            k.tensors[tensor.name] = None
-            at, guard = (k.at["i"], k.b.lower(k.live)) if "t" in tensor.axes else (last, TRUE)
-            load = t.Load(tensor.name, (ivar("b"), ivar("h"), at), guard)
-            found[v.name] = k.b.let("a", k.b.type_of(v.name), load)
+            at, guard = (k.at["i"], k.live) if "t" in tensor.axes else (last, TRUE)
+            found[v.name] = k.load(tensor.name, (ivar("b"), ivar("h"), at), guard, k.b.type_of(v.name), "a")
     return found

@@ -142,15 +142,13 @@ class Kept:
         """The n-th value at a row of the chunk, or at rows; at the last token, where rows end there."""
         k = self.k
         names = k.b.type_of(self.values[n][0].name).names()[1:]
-        k.tensors[kept_of(n)] = None
         if self.padded:
-            load = t.Load(kept_of(n), (ivar("b"), ivar("h"), self._chunk(), row), TRUE)
-            return k.b.let("sums", t.Type((), k.real), load)
+            return k.load(kept_of(n), (ivar("b"), ivar("h"), self._chunk(), row), TRUE, t.Type((), k.real), "sums")
         at = k.value(op("min", op("add", k.first, row), op("sub", N, 1)), "at")
         channels = tuple(k.b.bindings[ivar(a)] for a in names)
         guard = conj(*(k.inside[a] for a in names))
         type = t.Type((*k.b.type_of(at.name).axes, *(t.Axis(a, k.b.extent(a)) for a in names)), k.real)
-        return k.b.let("sums", type, t.Load(kept_of(n), (ivar("b"), ivar("h"), at, *channels), k.b.lower(guard)))
+        return k.load(kept_of(n), (ivar("b"), ivar("h"), at, *channels), guard, type, "sums")
 
     # --- memory -----------------------------------------------------------------------------------------------------
 
@@ -181,9 +179,8 @@ class Kept:
     def loaded(self) -> Var:
         """The newest value as it is stored."""
         k, (v, dtype), n = self.k, self.values[-1], len(self.values) - 1
-        k.tensors[kept_of(n)] = None
-        load = t.Load(kept_of(n), self.place(v), k.b.lower(self.guard(v)))
-        return k.b.let("made", replace(k.b.type_of(v.name), dtype=dtype), load)
+        type = replace(k.b.type_of(v.name), dtype=dtype)
+        return k.load(kept_of(n), self.place(v), self.guard(v), type, "made")
 
     def newest(self) -> None:
         """Stores the newest value."""

@@ -43,26 +43,23 @@ def kernels(p: Problem, reserved: tuple[str, ...]) -> tuple[t.Kernel, ...]:
     f = Forward(p, reserved)
     first, f.count = f.k.b.position("first"), ROWS
     f.k.tokens(first, f.count)
-    for n, v in enumerate(f.rows()):
-        f.k.store(map_of(n), f.row_at(v), v, f.row_guard(v), p.variant.dtype)
+    for n, (v, (_, axis)) in enumerate(zip(f.rows(), p.maps, strict=True)):
+        f.k.store(map_of(n), f.row_at(axis), v, f.row_guard(axis), p.variant.dtype)
     return (chunk_kernel("maps_kernel", f, first.name),)
 
 
 def store(f: Forward, of: Mapping[str, Var]) -> dict[int, t.Tensor]:
     """Stores the gradients of the rows that a chunk has loaded; the tensors, by number."""
-    found: dict[int, t.Tensor] = {}
-    for n, v in f.loaded.items():
-        if v.name in of:
-            found[n] = replace(tensors(f.p)[n], name=gradient_of(n))
-            names = f.k.b.type_of(v.name).names()
-            f.k.store(gradient_of(n), f.row_at(v), f.k.over(of[v.name], *names), f.row_guard(v), f.p.variant.dtype)
+    whole, axes = tensors(f.p), [axis for _, axis in f.maps]
+    found = {n: replace(whole[n], name=gradient_of(n)) for n, v in f.loaded.items() if v.name in of}
+    for n in found:
+        value = f.k.over(of[f.loaded[n].name], "i", axes[n].name)
+        f.k.store(gradient_of(n), f.row_at(axes[n]), value, f.row_guard(axes[n]), f.p.variant.dtype)
     return found
 
 
 def load(f: Forward, n: int, like: Var) -> Var:
     """The gradient of the n-th rows."""
-    k = f.k
-    k.tensors[gradient_of(n)] = None
+    k, (_, axis) = f.k, f.p.maps[n]
     type = replace(k.b.type_of(like.name), dtype=f.p.variant.dtype)
-    found = t.Load(gradient_of(n), f.row_at(like), k.b.lower(f.row_guard(like)))
-    return k.cast(k.b.let("a", type, found), k.real)
+    return k.cast(k.load(gradient_of(n), f.row_at(axis), f.row_guard(axis), type, "a"), k.real)

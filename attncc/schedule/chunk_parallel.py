@@ -115,11 +115,9 @@ class _Chunks(Backward):
     def read(self, tensor: str, s: Held, like: Var, chunk: Expr) -> Var:
         """A state that is stored for a chunk."""
         k = self.k
-        k.tensors[tensor] = None
         type = replace(k.b.type_of(like.name), dtype=stored(self.p, s, k.real))
         nothing = -1e30 if s.scale_of else 0  # in the padding; of an exponent the largest is asked for
-        load = t.Load(tensor, place(self.f, like, chunk), k.b.lower(inside(self.f, like)), nothing)
-        found = k.b.let(s.name, type, load)
+        found = k.load(tensor, place(self.f, like, chunk), inside(self.f, like), type, s.name, nothing)
         self.loaded.append(found.name)
         return k.cast(found, k.real)
 
@@ -253,10 +251,8 @@ class _Gradients(_Chunks):
     def pair(self, n: int, v: Var) -> Var:
         """A gradient as it is stored."""
         k, kept = self.k, self.f.kept
-        k.tensors[pair_of(n)] = None
         type = replace(k.b.type_of(v.name), dtype=self.dtype(v))
-        load = t.Load(pair_of(n), kept.place(v), k.b.lower(kept.guard(v)))
-        return k.cast(k.b.let("pair", type, load), k.real)
+        return k.cast(k.load(pair_of(n), kept.place(v), kept.guard(v), type, "pair"), k.real)
 
     def begin(self) -> tuple[Var, tuple[Var, ...], tuple[Var, ...], Var]:
         """(the first token, the states behind the chunk, their gradients, out over its rows)."""

@@ -15,7 +15,7 @@ from attncc.passes.chunk_form import OPEN, Chunked, Held, ReadOf
 from attncc.passes.chunked import chunked
 from attncc.passes.mistakes import NotCompiled
 from attncc.schedule.chunk_fading import ONE
-from attncc.schedule.chunk_kept import sums_in
+from attncc.schedule.chunk_kept import read_by, sums_in
 from attncc.schedule.variant import Variant
 
 _DIVIDE = frozenset({"div", "recip", "rsqrt", "sqrt", "log", "log2", "log1p", "pow"})
@@ -138,8 +138,8 @@ class Problem:
         kept = ((w.key, s.key) for s in self.form.states if s.value is not None for w in s.writes if not w.parts)
         found = {x: a for x, a in (*read, *kept) if a is not None and self._long(x, a)}
         rest = [r.x for r in self.form.reads] + [x for body in (s.bodies for s in self.form.states) for x in body]
-        others = _tensors(self.form.out, *(s.init for s in self.form.states), *(x for x in rest if x not in found))
-        return () if _tensors(*found) & others else tuple(found.items())
+        others = read_by(self.form.out, *(s.init for s in self.form.states), *(x for x in rest if x not in found))
+        return () if read_by(*found) & others else tuple(found.items())
 
     def _long(self, e: Expr, axis: Var) -> bool:
         """Whether sines or cosines of every channel stand in `e`, which is over rows and the channels of `axis`."""
@@ -168,10 +168,6 @@ class Problem:
             self.chained(n) and any(isinstance(x, Load) for x in walk(n.args[0 if n.name == "pow" else -1]))
             for n in inside
         )
-
-
-def _tensors(*every: Expr) -> frozenset[str]:
-    return frozenset(n.tensor for e in every for n in walk(e) if isinstance(n, Load))
 
 
 def _size(e: Expr, spec: Spec) -> int:

@@ -114,9 +114,8 @@ def joined(f: Forward, states: tuple[Var, ...], segment: Expr) -> tuple[Var, ...
 def read(f: Forward, tensor: str, segment: Expr, names: tuple[str, ...]) -> Var:
     """What the first kernel stored of a segment."""
     k = f.k
-    k.tensors[tensor] = None
     channels = tuple(k.b.bindings[ivar(n)] for n in names)
     guard = conj(*(k.inside[n] for n in names))
     segment = k.value(op("min", segment, op("sub", OWNS, 1)), "at")  # as it is, so that it is seen to be inside
     type = t.Type(tuple(t.Axis(n, k.b.extent(n)) for n in names), k.real)
-    return k.b.let("own", type, t.Load(tensor, (ivar("b"), ivar("h"), segment, *channels), k.b.lower(guard)))
+    return k.load(tensor, (ivar("b"), ivar("h"), segment, *channels), guard, type, "own")

@@ -395,6 +395,11 @@ class Chunk:
         self.sources[value.name] = e, "j" if self.b.bindings.get(i) is self.at.get("j") else "i"
         return self.cast(value, self.real) if e.sort == "real" else value
 
+    def load(self, tensor: str, index: tuple[Expr, ...], guard: Expr, type: t.Type, hint: str, other: float = 0) -> Var:
+        """Reads a tensor of the schedule's own as it is stored."""
+        self.tensors[tensor] = None
+        return self.b.let(hint, type, t.Load(tensor, index, self.b.lower(guard), other))
+
     def store(self, tensor: str, index: tuple[Expr, ...], value: Var, guard: Expr, dtype: t.Dtype) -> None:
         """Writes a value, cast to the tensor's element type."""
         self.tensors[tensor] = None

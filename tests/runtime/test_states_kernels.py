@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from tests.runtime.test_states import (
     wide,
     worst,
 )
+from tests.support.interpreted import all_near, needs_triton
 
 
 @pytest.fixture(autouse=True)
@@ -118,10 +116,6 @@ print("all near")
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@needs_triton
 def test_interpreted_triton(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", _INTERPRET], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300
-    )
-    assert done.stdout.endswith("all near\n"), done.stdout + done.stderr
+    all_near(_INTERPRET, tmp_path)

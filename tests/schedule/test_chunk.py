@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +23,7 @@ from attncc.tile import nodes as t
 from attncc.tile.nodes import Dtype
 from attncc.tile.verify import unproved
 from tests.support.compare import error
+from tests.support.interpreted import all_near, needs_triton
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "recurrent"
 COMPILED = (
@@ -391,13 +388,9 @@ print("all near")
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@needs_triton
 def test_interpreted_triton(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", _INTERPRET], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300
-    )
-    assert done.stdout.endswith("all near\n"), done.stdout + done.stderr
+    all_near(_INTERPRET, tmp_path)
 
 
 def test_sizes_of_states_are_literals() -> None:

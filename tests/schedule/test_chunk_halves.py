@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +15,7 @@ from attncc.tile.interpret import run_program
 from attncc.tile.interpret_host import extents_of
 from attncc.tile.verify import unproved
 from attncc.tile.walks import every
+from tests.support.interpreted import all_near, needs_triton
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "recurrent"
 
@@ -64,14 +61,9 @@ print("all near")
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@needs_triton
 def test_interpreted_triton(tmp_path: Path) -> None:
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": root, "TRITON_INTERPRET": "1", "ATTNCC_CACHE": "off"}
-    done = subprocess.run(
-        [sys.executable, "-c", _INTERPRET], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300
-    )
-    assert done.stdout.endswith("all near\n"), done.stdout + done.stderr
+    all_near(_INTERPRET, tmp_path, ATTNCC_CACHE="off")
 
 
 @pytest.mark.parametrize("name", ["gla", "rwkv6", "hgrn2"])

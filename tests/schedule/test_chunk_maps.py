@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +13,7 @@ from attncc.schedule.chunk_problem import problem
 from attncc.schedule.variant import Variant
 from attncc.tile import nodes as t
 from attncc.tile.walks import every
+from tests.support.interpreted import all_near, needs_triton
 
 RETNET = (Path(__file__).parents[2] / "examples" / "recurrent" / "retnet.attn").read_text(encoding="utf-8")
 TURNED = """attention turned(decay: real[b, h, n] in [-inf, 0]):
@@ -75,8 +72,7 @@ import torch
 from pathlib import Path
 from tests.schedule.test_chunk import tensors
 from tests.schedule.test_chunk_maps import TEXTS
-from attncc.reference import evaluate
-import attncc
+from tests.support.interpreted import errors
 for name, text in TEXTS.items():
     file = Path(f"{name}.attn")
     file.write_text(text)
@@ -85,26 +81,13 @@ for name, text in TEXTS.items():
         (torch.float16, 3e-3, dict(G=1, M=50, N=75, D=20, E=24)),
         (torch.float32, 1e-5, dict(G=1, M=40, N=40, D=16, E=80)),
     ):
-        attention, given = tensors(file, dtype, B=1, H=2, **sizes)
-        results = []
-        for call in (attncc.compile(file, backend="interpret"), None):
-            wide = {n: x.double() if call is None else x for n, x in given.items()}
-            leaves = {n: x.clone().requires_grad_() for n, x in wide.items()}
-            out = evaluate(attention._family.spec, leaves).out if call is None else call(**leaves)
-            weight = torch.linspace(-1, 1, out.numel()).reshape(out.shape).to(out.dtype)
-            results.append((out, *torch.autograd.grad((out * weight).sum(), list(leaves.values()))))
-        for n, got, truth in zip(("out", *given), *results, strict=True):
-            error = float((got.double() - truth).norm() / truth.norm().clamp(min=1e-3))
+        _, given = tensors(file, dtype, B=1, H=2, **sizes)
+        for n, error in errors(file, given).items():
             assert error < bar, (name, dtype, sizes, n, error)
 print("all near")
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@needs_triton
 def test_interpreted_triton(tmp_path: Path) -> None:
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": root, "TRITON_INTERPRET": "1", "ATTNCC_CACHE": "off"}
-    done = subprocess.run(
-        [sys.executable, "-c", _INTERPRET], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300
-    )
-    assert done.stdout.endswith("all near\n"), done.stdout + done.stderr
+    all_near(_INTERPRET, tmp_path, ATTNCC_CACHE="off")
