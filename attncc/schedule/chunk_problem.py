@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 from attncc.expr.build import ivar
@@ -21,7 +22,7 @@ from attncc.schedule.variant import Variant
 _DIVIDE = frozenset({"div", "recip", "rsqrt", "sqrt", "log", "log2", "log1p", "pow"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Problem:
     """A state program to schedule, in its chunk form, for one variant."""
 
@@ -129,7 +130,7 @@ class Problem:
         along = all(r.axis is states[r.state].key for r in reads)
         return bool(reads) and plain and along and not any(map(self.chained, self.near))
 
-    @property
+    @cached_property
     def maps(self) -> tuple[tuple[Expr, Var], ...]:
         """What is read with and written after a long computation of inputs that nothing else reads, and its axis."""
         if self.variant.target != "triton" or self.halves or any(s.scale for s in self.form.states):
