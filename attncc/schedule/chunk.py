@@ -23,7 +23,7 @@ from attncc.ir.free import free
 from attncc.passes.chunk_form import Held, ReadOf, Write
 from attncc.passes.chunk_scale import plain, scaled
 from attncc.passes.chunk_terms import product
-from attncc.schedule.chunk_fading import Bounded, Fading, Gates, Maker, Sums
+from attncc.schedule.chunk_fading import Bounded, Fading, Gates, Maker
 from attncc.schedule.chunk_halves import Halves
 from attncc.schedule.chunk_kept import Kept
 from attncc.schedule.chunk_moved import faded
@@ -101,9 +101,8 @@ class Forward:
         """What is kept for all kernels that walk, but the weights."""
         k = self.k
         for e in self.p.sums:
-            behind = e not in self.p.sums_near
-            k.b.bindings[e] = total = self.kept.total(k.over(k.value(e, "own"), "i"), behind)
-            self.ends += [total] if behind else []
+            k.b.bindings[e] = total = self.kept.total(k.over(k.value(e, "own"), "i"))
+            self.ends += [total] if e not in self.p.sums_near else []
         if self.p.halves:
             for s in self.held.values():
                 self.totals(s)
@@ -162,7 +161,8 @@ class Forward:
         for w in s.writes:
             key, value = (w.value, w.key) if swapped else (w.key, w.value)
             parts = (r.parts, w.parts) if not swapped else ((), ())
-            weights = self.weights(r, key, fading, gates.get(summed.name) if summed is not None else None, parts)
+            along = gates.get(summed.name) if summed is not None else None
+            weights = self.weights(r, w, key, fading, along, parts)
             total = self.near(total, weights, value, kept, beside, r.after)
         return total
 
@@ -233,6 +233,7 @@ class Forward:
     def weights(
         self,
         r: ReadOf,
+        w: Write,
         key: Expr,
         fading: Fading,
         along: Gates | None,
@@ -248,12 +249,12 @@ class Forward:
             p = op("mul", k.clean(r.x, "x"), self.m.as_j(k.clean(key, "w", rows=True)))
             found = k.over(k.value(op("mul", p, pair), "p"), "i", "j")
         elif along is not None and self.p.halves:
-            found = self.halves(r.x, key, along.parts[0], axis, r.after)
+            found = self.halves(r, w, along, axis, fading)
             if not (isinstance(fading, Bounded) and fading.gates is None):
                 found = k.value(op("mul", found, pair), "p")
         elif along is not None:
-            x, w = self.wide(r.x, axis), self.m.as_j(self.wide(key, axis, rows=True))
-            found = k.sum("p", op("mul", op("mul", x, w), self.m.between(along, r.after)), axis.name)
+            x, y = self.wide(r.x, axis), self.m.as_j(self.wide(key, axis, rows=True))
+            found = k.sum("p", op("mul", op("mul", x, y), self.m.between(along, r.after)), axis.name)
             if not (isinstance(fading, Bounded) and fading.gates is None):
                 found = k.value(op("mul", found, pair), "p")
         else:
@@ -262,18 +263,24 @@ class Forward:
         self.known[known] = found
         return found
 
-    def halves(self, x: Expr, w: Expr, sums: Sums, axis: Var, after: bool) -> Var:
+    def halves(self, r: ReadOf, w: Write, along: Gates, axis: Var, fading: Fading) -> Var:
         """The weights under a gate along the axis that is summed over."""
-        k, kept = self.k, self.kept
-        (row, x_gated), (column, w_gated) = self.gated(x, sums.of(after), axis), self.gated(w, sums.upto, axis, -1.0)
+        k, kept, sums, size = self.k, self.kept, along.parts[0], self.p.extents[axis.name]
+        row, x_gated = self.gated(r.x, sums.of(r.after), axis)
+        column, w_gated = self.gated(w.key, sums.upto, axis, -1.0)
+        stored = [kept.number[v.name] for v in (self.start(r), self.left_of(self.held[r.state], w))]
+        alone = isinstance(fading, Bounded) and fading.gates is None  # no other gate is in what is stored
 
-        def made() -> Halves:
-            number = kept.number[sums.upto.name]
-            return Halves(k, row, column, sums, after, lambda at: kept.row(number, at))
+        def end() -> Var:
+            if ("end", sums) not in self.known:
+                self.known["end", sums] = kept.end(kept.number[sums.upto.name], size)
+            return self.known["end", sums]
 
-        found = kept.weights(lambda: made().weights())
+        halves = Halves(k, row, column, sums, r.after, lambda at: kept.row(kept.number[sums.upto.name], at), end)
+        product = (lambda: halves.product(*(kept.rows(n, size) for n in stored))) if alone else None
+        found = kept.weights(halves.weights, product, halves.near)
         self.pairs.append(k.narrow(found))  # what is loaded
-        k.known[self.pairs[-1].name] = (x_gated.name, w_gated.name), lambda a: made().gradients(a)
+        k.known[self.pairs[-1].name] = (x_gated.name, w_gated.name), halves.gradients
         return found
 
     def gated(self, e: Expr, sums: Var, axis: Var, sign: float = 1.0) -> tuple[Var, Var]:
@@ -373,8 +380,12 @@ class Forward:
         return self.added(s, key, value, total)
 
     def operand(self, s: Held, w: Write) -> Var:
-        """What a write adds along a gated key, faded until the chunk's end, with its tokens on the axis j."""
-        if ("operand", s.name, w) not in self.known:
+        """What a write adds along a gated key, with its tokens on the axis j."""
+        return self.m.as_j(self.left_of(s, w))
+
+    def left_of(self, s: Held, w: Write) -> Var:
+        """What is written along a gated key, faded until the chunk's end."""
+        if ("left", s.name, w) not in self.known:
             k, gates = self.k, self.channel_gates(s)
             assert s.key is not None
             key = self.wide(w.key, s.key, rows=True)
@@ -382,8 +393,8 @@ class Forward:
                 _, key = self.gated(w.key, gates[s.key.name].parts[0].upto, s.key, -1.0)
             for f in (self.fading(s).rest(), self.m.left(gates[s.key.name]) if s.key.name in gates else None):
                 key = key if f is None else k.value(op("mul", key, f), "w")
-            self.known["operand", s.name, w] = self.m.as_j(self.kept.operand(key) if s.key.name in gates else key)
-        return self.known["operand", s.name, w]
+            self.known["left", s.name, w] = self.kept.operand(key) if s.key.name in gates else key
+        return self.known["left", s.name, w]
 
     def added(self, s: Held, key: Var, value: Var, total: Var) -> Var:
         """`total` and the sum of outer products over the rows."""

@@ -15,9 +15,11 @@ from attncc.schedule.chunk import Forward
 from attncc.schedule.chunk_kept import Mode
 from attncc.schedule.chunk_problem import Problem
 from attncc.schedule.chunk_values import WHOLE
+from attncc.schedule.early import early
 from attncc.schedule.given import last_of
 from attncc.schedule.late import late
 from attncc.schedule.prune import prune
+from attncc.schedule.sink import sink
 from attncc.tile import nodes as t
 from attncc.tile.sizes import bytes_of
 from attncc.tile.verify_scope import operands
@@ -183,23 +185,25 @@ def kept_kernels(p: Problem, reserved: tuple[str, ...]) -> tuple[tuple[t.Kernel,
         return (), ()
     made: list[Forward] = []
 
-    def make(mode: Mode, name: str, columns: Mapping[str, int]) -> t.Kernel:
-        f = Forward(p, reserved, columns)
+    def make(mode: Mode, columns: Mapping[str, int], part: str = "") -> t.Kernel:
+        f = Forward(p, reserved, {part: parts.PART} if part else columns)
         f.kept.mode = mode
         first, states = f.k.b.position("first"), f.initial()
         f.k.tokens(first, f.count)
-        parted = mode == "weights" and bool(columns)
-        if parted:
-            parts.statements(f, states, *columns)
+        if part:
+            parts.statements(f, states, part)
         else:
             f.chunk(states)
+        f.kept.products()
         made.append(f)
-        return chunk_kernel(name, f, first.name, WHOLE if parted else columns, alone=not parted)
+        name = "sums_kernel" if mode == "stores" else "weights_kernel"
+        kernel = sink(chunk_kernel(name, f, first.name, columns, alone=not part))
+        return early(kernel) if mode == "stores" else kernel
 
-    sums = blocks(p, lambda columns: make("stores", "sums_kernel", columns))
     axis = parts.parted(p) if p.halves else ""
-    weights = (make("weights", "weights_kernel", {axis: parts.PART} if axis else WHOLE),) if p.halves else ()
-    return (sums, *weights), made[-1].kept.tensors(p.extents)
+    sums = make("stores", WHOLE, axis) if axis and parts.totals(p) else blocks(p, lambda x: make("stores", x))
+    kernels = (sums, make("weights", WHOLE, axis)) if p.halves else (sums,)
+    return kernels, made[-1].kept.tensors(p.extents)
 
 
 def chunk_kernel(

@@ -12,13 +12,19 @@ one role: with z = x f in upper and w f in lower halves, the level's part of p i
 many products as there are levels, and no exponential of a pair. The sums of a block's row n are read where an earlier
 kernel stored them.
 
+Where every channel's gates leave at least 2^-REACH over the whole chunk, as gates near 1 do, no levels are needed. A
+chunk keeps x 2^G and w 2^(G_last - G) for its walk; with 2^(-G_last / 2) in both, which is all that they may grow by,
+16 bits still hold them, and one product has all pairs:
+
+    2^(G_i - G_j) = 2^(G_i - G_last / 2) 2^(G_last - G_j - G_last / 2)
+
 Of the gradients, those of x and w go back level by level, by one product with z, as each row is one of both; what they
 leave at G_i is x_i . dx_i - w_i . dw_i, channel by channel, times ln 2: a pair's own exponent is 0, and G_n cancels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from attncc.expr.build import op
@@ -28,6 +34,8 @@ from attncc.schedule.chunk_values import Chunk
 from attncc.tile import nodes as t
 
 ONE, ZERO = Const(1.0, "real"), Const(0.0, "real")
+REACH: Mapping[str, float] = {"bf16": 100.0, "f16": 8.0}
+"""Of bfloat16, so that sums of products reach as far; of float16, so that inputs up to 4096 do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,23 +55,50 @@ Turn = Callable[[Level, tuple[Var, ...]], Sequence[Var]]
 
 
 class Halves:
-    """The weights of x_i and w_j, both over rows and a channel axis, under a gate of the same axes.
+    """The weights of x_i and w_j, both over rows and a channel axis, under a gate of the same axes."""
 
-    `row` reads the running sums of a row of the chunk.
-    """
-
-    def __init__(self, k: Chunk, x: Var, w: Var, sums: Sums, after: bool, row: Callable[[Var], Var]) -> None:
-        self.k, self.x, self.w, self.after, self.row = k, x, w, after, row
+    def __init__(
+        self, k: Chunk, x: Var, w: Var, sums: Sums, after: bool, row: Callable[[Var], Var], end: Callable[[], Var]
+    ) -> None:
+        """What reads the running sums of rows, and of the last row in all channels there are."""
+        self.k, self.x, self.w, self.after, self.row, self.end = k, x, w, after, row, end
+        self._near: Var | None = None
         rows, channels = k.b.type_of(x.name).axes
         self.axis, self.count = channels.name, rows.extent
         self.type = t.Type((rows, channels), k.real)
         self.at_x, self.at_w = sums.of(after), sums.upto
-        self.at = {n: k.b.let(n, t.Type((k.b.axis(n, self.count),), "i32"), t.Iota(Const(0, "int"))) for n in "ij"}
+        self.at = {
+            n: k.b.let(n, t.Type((k.b.axis(n, self.count),), "i32"), t.Iota(Const(0, "int")), depth=0) for n in "ij"
+        }
 
     def wide(self, e: Expr, hint: str) -> Var:
         """A value over i and j."""
         with self.k.ordered(("i", "j")):
             return self.k.value(e, hint)
+
+    # --- one product -----------------------------------------------------------------------------------------------
+
+    def near(self) -> Var:
+        """Whether gates leave enough of everything over the whole chunk."""
+        if self._near is None:
+            k, end = self.k, self.end()
+            least = k.b.let("least", t.Type((), k.real), t.Reduce("min", end.name, "every"), depth=k.b.depth(end))
+            self._near = k.value(op("le", -REACH[k.variant.dtype], least), "near")
+        return self._near
+
+    def rise(self, last: Var) -> Var:
+        """2^-m, of sums at the chunk's end."""
+        most = REACH[self.k.variant.dtype] / 2
+        half = self.k.value(op("min", op("mul", last, -0.5), most), "half")
+        return self.k.b.noted(op("exp2", half), "rise", f"at most {most:g}: cut there")
+
+    def product(self, x: Var, w: Var) -> Var:
+        """p over i and j of x from the chunk's start and w to its end, over all channels there are."""
+        k, rise = self.k, self.rise(self.end())
+        x, w = (k.narrow(k.value(op("mul", k.cast(v, k.real), rise), "z")) for v in (x, w))
+        p = k.dot("p", x, k.rename(w), "every", ("i", "j"))
+        behind = op("le" if self.after else "lt", self.at["j"], self.at["i"])
+        return self.wide(op("where", behind, p, ZERO), "p")
 
     # --- levels -----------------------------------------------------------------------------------------------------
 

@@ -51,31 +51,32 @@ class Kept:
         self.mode: Mode = "makes"
         self.values: list[tuple[Var, t.Dtype]] = []
         self.number: dict[str, int] = {}
-        """Of running sums that were loaded."""
+        """Of values, by their names."""
         self.behind: dict[str, tuple[tuple[Var, float], ...]] = {}
         """What running sums, held fixed, are sums of in gradients; those before a row lack the row's own."""
         self.later: list[tuple[int, Var, t.Dtype]] | None = None
         """What is to be stored once it is summed up, where it is made in parts."""
+        self.part = ""
+        """The axis of these parts; what has it is stored part by part."""
+        self.under: dict[int, Expr] = {}
+        """On what condition a value is stored, by its number."""
+        self.shorter: list[tuple[int, Callable[[], Var], Expr]] = []
+        """What is stored on other conditions, and what makes it."""
         self.ones: dict[str, Var] = {}
         """What running sums of tokens are sums of."""
 
     def value(self, v: Var, dtype: t.Dtype) -> Var:
         """`v`, or what is stored of it."""
         self.values.append((v, dtype))
-        if self.mode in ("loads", "weights"):
-            return self.k.cast(self.loaded(), self.k.real)
         if self.mode == "stores":
             self.newest()
-        return v
+        found = self.k.cast(self.loaded(), self.k.real) if self.mode in ("loads", "weights") else v
+        self.number[found.name] = len(self.values) - 1
+        return found
 
-    def total(self, v: Var, behind: bool) -> Var:
-        """A sum along channels; its gradient goes on to what is summed up. The kernel of weights makes one `behind`."""
+    def total(self, v: Var) -> Var:
+        """A sum along channels; its gradient goes on to what is summed up."""
         made = self.k.b.made[v.name]
-        if behind and self.mode in ("stores", "weights"):
-            self.values.append((v, self.k.real))
-            if self.mode == "weights":
-                self.newest()
-            return v
         if self.mode != "makes" or not isinstance(made, t.Reduce):
             return self.value(v, self.k.real)
         self.values.append((v, self.k.real))
@@ -87,16 +88,26 @@ class Kept:
         """A value that enters products."""
         return self.value(v, self.k.variant.dtype)
 
-    def weights(self, make: Callable[[], Var]) -> Var:
-        """The weights of a chunk, which a kernel of their own makes."""
+    def weights(self, make: Callable[[], Var], product: Callable[[], Var] | None, near: Callable[[], Var]) -> Var:
+        """The weights of a chunk, which a kernel of their own makes: the `product` of what is stored, if there is one,
+        where rows are `near` each other, else what `make` makes."""
         k, dtype = self.k, self.k.variant.dtype
         if self.mode == "weights":
+            if product is not None:
+                self.under[len(self.values)] = op("not", near())
+                self.shorter.append((len(self.values), product, near()))
             self.values.append((make(), dtype))
             self.newest()
             return self.values[-1][0]
         like = t.Type((t.Axis("i", self.count), t.Axis("j", self.count)), k.real)
         self.values.append((k.b.let("none", like, t.Full(ZERO)), dtype))
         return self.values[-1][0] if self.mode == "stores" else k.cast(self.loaded(), k.real)
+
+    def products(self) -> None:
+        """Makes and stores weights as products."""
+        for n, make, near in self.shorter:
+            self.under[n] = near
+            self.store(n, make(), self.values[n][1])
 
     def sums(self, one: Var) -> Sums:
         """The running sums of gates along a channel: products with zeros and ones, or as they are stored."""
@@ -150,6 +161,31 @@ class Kept:
         type = t.Type((*k.b.type_of(at.name).axes, *(t.Axis(a, k.b.extent(a)) for a in names)), k.real)
         return k.load(kept_of(n), (ivar("b"), ivar("h"), at, *channels), guard, type, "sums")
 
+    # --- all channels, also where a program owns some -----------------------------------------------------------------
+
+    def every(self, size: int) -> Var:
+        """The numbers of all channels that there are."""
+        axis = self.k.b.axis("every", max(16, 1 << (size - 1).bit_length()))
+        return self.k.b.let("every", t.Type((axis,), "i32"), t.Iota(Const(0, "int")), "all channels", depth=0)
+
+    def end(self, n: int, size: int) -> Var:
+        """The n-th value at the chunk's last token."""
+        k, c = self.k, self.every(size)
+        at = k.value(op("min", op("add", k.first, self.count - 1), op("sub", N, 1)), "at")
+        return self._all(n, at, c, size, k.real)
+
+    def rows(self, n: int, size: int) -> Var:
+        """The n-th value, as it is stored."""
+        return self._all(n, self.k.at["i"], self.every(size), size, self.values[n][1], self.k.live)
+
+    def _all(self, n: int, at: Var, c: Var, size: int, dtype: t.Dtype, live: Expr = TRUE) -> Var:
+        k = self.k
+        guard = conj(live, op("lt", c, size) if size % k.b.extent("every") else TRUE)
+        k.tensors[kept_of(n)] = None
+        type = t.Type((*k.b.type_of(at.name).axes, *k.b.type_of(c.name).axes), dtype)
+        read = t.Load(kept_of(n), (ivar("b"), ivar("h"), at, c), k.b.lower(guard), 0.0)
+        return k.b.let("made", type, read, depth=k.b.depth(at))
+
     # --- memory -----------------------------------------------------------------------------------------------------
 
     def _chunk(self) -> Var:
@@ -184,14 +220,15 @@ class Kept:
 
     def newest(self) -> None:
         """Stores the newest value."""
-        if self.later is None:
+        if self.later is None or self.part in self.k.b.type_of(self.values[-1][0].name).names():
             self.store(len(self.values) - 1, *self.values[-1])
         else:
             self.later.append((len(self.values) - 1, *self.values[-1]))
 
     def store(self, n: int, v: Var, dtype: t.Dtype) -> None:
         """Stores the n-th value."""
-        self.k.store(kept_of(n), self.place(v), v, self.guard(v), dtype)
+        guard = conj(self.under.get(n, TRUE), self.guard(v))
+        self.k.store(kept_of(n), self.place(v), v, guard, dtype)
 
     def tensors(self, extents: dict[str, int]) -> tuple[t.Tensor, ...]:
         """Where all of them are stored."""

@@ -1,4 +1,4 @@
-"""The kernel of weights under gates along channels: what they are sums of is added up, some channels at a time.
+"""The kernels of weights under gates along channels, and of sums along channels: added up, some channels at a time.
 
 A level takes the running sums of all rows and of the rows between halves, both inputs and their product's operand: of
 64 channels these leave room for a second program on a multiprocessor, which hides the steps of the first.
@@ -32,6 +32,11 @@ def parted(p: Problem) -> str:
     return name if plain and p.extents[name] > PART else ""
 
 
+def totals(p: Problem) -> bool:
+    """Whether sums along channels are all that a chunk keeps without them, beside weights."""
+    return bool(p.sums) and not p.sums_near and not p.of_tokens
+
+
 def _axes(e: Contract | Reduce) -> Iterator[str]:
     match e:
         case Contract():
@@ -41,9 +46,9 @@ def _axes(e: Contract | Reduce) -> Iterator[str]:
 
 
 def statements(f: Forward, states: tuple[Var, ...], axis: str) -> None:
-    """The weights of a chunk, and other sums along `axis`: added up part by part, then stored."""
+    """What is kept of a chunk: what has `axis` is stored part by part, sums along it once they are added up."""
     k, b, kept = f.k, f.k.b, f.kept
-    kept.later = []
+    kept.later, kept.part = [], axis
     with b.inner() as scope:
         index = b.loop_index("part")
         k.channel(axis, f.p.extents[axis], b.value(op("mul", index, PART), f"{axis}0"))

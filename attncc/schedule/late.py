@@ -31,10 +31,10 @@ def _body(body: tuple[t.Stmt, ...]) -> tuple[t.Stmt, ...]:
     looped: set[str] = set()
     for s in body:
         if isinstance(s, t.For) or read(s) & looped:
-            looped |= set(_made(s))
+            looped |= set(made(s))
     placed = _Placed(body, looped)
     for s in body:
-        if not _made(s):
+        if not made(s):
             placed.place(s)
     return tuple(placed.statements)
 
@@ -47,7 +47,7 @@ def _tiles(body: tuple[t.Stmt, ...]) -> tuple[t.Stmt, ...]:
     placed.first()
     placed.pairs()
     for s in sorted(body, key=lambda s: -axes.get(s.value, 0) if isinstance(s, t.Store) else 0):
-        if not _made(s):
+        if not made(s):
             placed.place(s)
     return tuple(placed.statements)
 
@@ -56,15 +56,15 @@ class _Placed:
     """What is computed, in order, and what waits to be read."""
 
     def __init__(self, body: tuple[t.Stmt, ...], looped: set[str], *, eager: bool = False) -> None:
-        self.order = {n: at for at, s in enumerate(body) for n in _made(s)}
+        self.order = {n: at for at, s in enumerate(body) for n in made(s)}
         self.looped, self.eager = looped, eager
-        self.waiting: dict[str, t.Let | t.For] = {n: s for s in body for n in _made(s) if isinstance(s, t.Let | t.For)}
+        self.waiting: dict[str, t.Let | t.For] = {n: s for s in body for n in made(s) if isinstance(s, t.Let | t.For)}
         self.statements: list[t.Stmt] = []
         self.there: set[str] = set()
 
     def place(self, s: t.Stmt) -> None:
         """The statement, behind all that it reads."""
-        for name in _made(s):
+        for name in made(s):
             del self.waiting[name]
         for name in sorted(read(s), key=lambda n: (n not in self.looped, self.order.get(n, -1))):
             if name in self.waiting:
@@ -72,7 +72,7 @@ class _Placed:
         if self.eager and isinstance(s, t.Let) and isinstance(s.op, t.Dot) and s.op.start is not None:
             self.sums()  # of what it begins with, which is gone behind it
         self.statements.append(replace(s, body=_body(s.body)) if isinstance(s, t.For) else s)
-        self.there |= set(_made(s))
+        self.there |= set(made(s))
         if self.eager and isinstance(s, t.Let) and isinstance(s.op, t.Dot):
             self.sums()
 
@@ -114,12 +114,12 @@ class _Placed:
         return False
 
 
-def _made(s: t.Stmt) -> tuple[str, ...]:
+def made(s: t.Stmt) -> tuple[str, ...]:
     """The names that a statement gives values to, where it does nothing else."""
     match s:
         case t.Let(name):
             return (name,)
-        case t.For(carried=carried, body=inner) if all(isinstance(x, t.Yield) or _made(x) for x in inner):
+        case t.For(carried=carried, body=inner) if all(isinstance(x, t.Yield) or made(x) for x in inner):
             return tuple(c.name for c in carried)
         case _:
             return ()
@@ -133,8 +133,8 @@ def read(s: t.Stmt) -> set[str]:
             found |= {c.start for c in carried} | {n for x in inner for n in read(x)}
             if isinstance(over, t.Count):
                 found |= free_vars(over.lo) | free_vars(over.hi)
-        case t.If(then=then, orelse=orelse):
-            found |= {n for x in (*then, *orelse) for n in read(x)}
+        case t.If(then=then, orelse=orelse, carried=carried):
+            found |= {c.start for c in carried} | {n for x in (*then, *orelse) for n in read(x)}
         case _:
             pass
     return found

@@ -28,6 +28,9 @@ import attncc
 chunk_segments.LEAST = 1  # few heads: many segments
 for name, ends, sizes in (
     ("gla", -torch.inf, dict(M=140, N=140, D=16, E=16)),
+    ("gla", "some", dict(M=140, N=150, D=16, E=16)),
+    ("rwkv6", "some", dict(M=140, N=140, D=80, E=16)),  # sums along channels, part by part
+    ("gla", "none", dict(M=70, N=70, D=24, E=16)),
     ("rwkv6", -1e4, dict(M=70, N=75, D=20, E=16)),
     ("rodimus", None, dict(M=70, N=70, D=16, E=24)),
     ("simple_gla", None, dict(M=70, N=70, D=80, E=100)),  # programs for parts of the channels
@@ -35,7 +38,12 @@ for name, ends, sizes in (
     ("simple_gla", -torch.inf, dict(M=600, N=610, D=16, E=16)),  # gates' gradients by runs of chunks
 ):
     attention, given = tensors(EXAMPLES / f"{name}.attn", torch.float16, B=1, H=2, G=1, **sizes)
-    if ends is not None:
+    if isinstance(ends, str):  # chunks whose gates leave much, and others
+        gate = given["w" if name == "rwkv6" else "decay"]
+        gate *= 0.01
+        if ends == "some":
+            gate[:, :, 64:128] *= 100.0
+    elif ends is not None:
         gate = given["w" if name == "rwkv6" else "decay"]
         gate[:, :, ::7] = ends
         gate[:, 1] = 0.0
@@ -51,7 +59,7 @@ for name, ends, sizes in (
             assert torch.equal(out, again)
             anew = torch.autograd.grad((again * weight).sum(), list(leaves.values()))
             assert all(map(torch.equal, results[-1][1:], anew))
-            behind = [h for h in call._family.halves if h.which == "backward"]
+            behind = [h for h in call._family.halves if h.which == "backward"][-2:]
             assert [any(n.startswith("kept_") for n in h.inputs) for h in behind] == [True, False]
             assert ["weights_kernel" in h.text.split("def backward(")[1] for h in behind] == [False, True]
     for n, got, truth in zip(("out", *given), *results, strict=True):
@@ -76,6 +84,7 @@ def test_exponents_are_bounded_and_no_pair_has_one(name: str) -> None:
     for program in (pair.forward, pair.backward):
         assert [k.name for k in program.kernels[:2]] == ["sums_kernel", "weights_kernel"]
         assert [x for x in unproved(program) if x.check == "exponents_anchored" and "factor" in x.statement] == []
+        assert [x for x in unproved(program) if x.check == "exponents_anchored" and "rise" in x.statement] == []
         for kernel in program.kernels:
             assert all(len(s.type.axes) < 3 for s in _lets(kernel.body))
 
@@ -97,6 +106,22 @@ def test_every_access_is_inside(name: str, channels: int, tokens: int) -> None:
             known.setdefault(x.name, made.astype(np.float16 if x.dtype == "f16" else np.float32))
         known |= run_program(program, {x.name: known[x.name] for x in program.inputs}).outputs
     assert all(np.isfinite(known[n]).all() for n in ("out", *(f"d_{n}" for n in gradients)))
+
+
+@pytest.mark.parametrize("name", ["gla", "rwkv6", "hgrn2"])
+def test_weights_are_a_product_or_go_by_levels(name: str) -> None:
+    """Each chunk stores them once: under the condition that its gates leave enough, or under the opposite one."""
+    spec = parse((EXAMPLES / f"{name}.attn").read_text(encoding="utf-8"))
+    captured: tuple[tuple[str, t.Dtype], ...] = tuple((p.name, "bf16") for p in spec.params)
+    kernels = driver.programs(spec, Variant("triton", 128, 128, "bf16", captured, capability=90)).forward.kernels
+    (weights,) = (k for k in kernels if k.name == "weights_kernel")
+    far, near = (s for s in weights.body if isinstance(s, t.If))
+    assert far.condition != near.condition
+    assert [[x.tensor for x in s.then if isinstance(x, t.Store)] for s in (far, near)] == [["kept_3"], ["kept_3"]]
+    assert not [s for s in weights.body if isinstance(s, t.For | t.Store)]
+    assert [s.note for s in every(far.then) if isinstance(s, t.For)] == ["some channels after others", "level by level"]
+    products = [s for s in every(near.then) if isinstance(s, t.Let) and isinstance(s.op, t.Dot)]
+    assert len(products) == 1 and not [s for s in every(near.then) if isinstance(s, t.For)]
 
 
 def test_gates_of_tokens_go_with_queries() -> None:
