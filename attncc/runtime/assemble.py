@@ -1,6 +1,11 @@
-"""PTX -> cubin by Triton's own assembler, keeping what it says.
+"""PTX -> cubin by an assembler that Triton brings, keeping what it says.
 
 A partitioned kernel that spills, or whose products wait for each other, is slower than the plain one it replaces.
+
+Assemblers before CUDA 12.9 move the arithmetic of descriptors, by which products on Hopper's tensor cores find their
+operands in shared memory, to before what decides whether it is reached, and there may add to the wrong register: the
+products then read memory that is not the kernel's. No reader of PTX can tell where they will, so that kernels with such
+products go to the newest assembler; what it makes of the others' code is the same, instruction by instruction.
 """
 
 from __future__ import annotations
@@ -11,7 +16,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from attncc.runtime.descriptors import mistakable
 from attncc.runtime.kernels import numbers
 from attncc.runtime.mistakes import UnfitKernel
 from attncc.runtime.spills import spilled_in_loops
@@ -22,19 +26,19 @@ SPILLED_BYTES = 32
 SPILLED_ONCE = 1024
 """More than this many make it unfit wherever they are."""
 SURE = (12, 9)
-"""From this version of CUDA on, assemblers do not mistake descriptors (attncc.runtime.descriptors)."""
+"""From this version of CUDA on, assemblers do not mistake descriptors."""
 NEWEST = 100
 """The compute capability that Triton brings its newest assembler for; it assembles for others, too."""
 SERIALISED = ("mma_async instructions are serialized",)
 """In notices that products on tensor cores were made to wait for each other: C7506, C7507, C7510 ... by the cause."""
 
 
-def assemble(ptx: str, capability: int, *, sure: bool = False) -> tuple[bytes, str]:
-    """The cubin of `ptx`, assembled as Triton would, or by an assembler that is `sure`; and the assembler's notices."""
+def assemble(ptx: str, capability: int) -> tuple[bytes, str]:
+    """The cubin of `ptx`, assembled as Triton would, or by an assembler that is sure; and the assembler's notices."""
     with tempfile.TemporaryDirectory(prefix="attncc-") as folder:
         source, image = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
         source.write_text(ptx)
-        command = [*_command(capability, sure), str(source), "-o", str(image)]
+        command = [*_command(capability, mistaken(ptx, capability)), str(source), "-o", str(image)]
         done = subprocess.run(command, capture_output=True, text=True, close_fds=False)
         said = done.stdout + done.stderr
         if done.returncode:
@@ -43,10 +47,10 @@ def assemble(ptx: str, capability: int, *, sure: bool = False) -> tuple[bytes, s
 
 
 def mistaken(ptx: str, capability: int) -> bool:
-    """Whether Triton's own assembler may mistake descriptors of `ptx`."""
+    """Whether Triton's own choice of an assembler may mistake descriptors of `ptx`."""
     from triton.backends.nvidia import compiler
 
-    return mistakable(ptx) and numbers(compiler.get_ptxas(capability).version) < SURE
+    return "wgmma.mma_async" in ptx and numbers(compiler.get_ptxas(capability).version) < SURE
 
 
 def _command(capability: int, sure: bool) -> list[str]:

@@ -25,6 +25,8 @@ def emit_python(family: Family, variant: Variant, constants: Mapping[str, Number
     pair, variant = programs(family, variant)
     parts = [_spec_comment(family.text), family.source(pair, variant).rstrip("\n")]
     tail = _Tail(family, variant, constants, pair.forward, pair.backward)
+    if variant.target != "torch":
+        parts.append(ASSEMBLER)
     if any_partitioned(pair.forward, pair.backward):
         parts.append(section())
     parts += (
@@ -49,6 +51,11 @@ def _spec_comment(text: str) -> str:
 def _identifier(name: str) -> str:
     return f"{name}_" if keyword.iskeyword(name) else name
 
+
+ASSEMBLER = """\
+# Assemblers before CUDA 12.9 may mistake where products on Hopper's tensor cores find their operands.
+if tuple(map(int, triton.knobs.nvidia.ptxas.version.split("."))) < (12, 9):
+    triton.knobs.nvidia.ptxas = triton.knobs.nvidia.ptxas_blackwell.path"""
 
 ALIGNED = '''\
 def _unit(x):

@@ -191,7 +191,7 @@ def _stages(source: Any, target: Any, options: dict[str, Any]) -> tuple[dict[str
         del stages["cubin"]
     for name, stage in stages.items():
         if name == "cubin" and mistaken(asm["ptx"], target.arch):
-            asm[name], _ = assemble(asm["ptx"], target.arch, sure=True)
+            asm[name], _ = assemble(asm["ptx"], target.arch)
             continue
         module = stage(module, meta)
         asm[name] = module if isinstance(module, bytes) else str(module)
