@@ -4,8 +4,8 @@ A partitioned kernel that spills, or whose products wait for each other, is slow
 
 Assemblers before CUDA 12.9 move the arithmetic of descriptors, by which products on Hopper's tensor cores find their
 operands in shared memory, to before what decides whether it is reached, and there may add to the wrong register: the
-products then read memory that is not the kernel's. No reader of PTX can tell where they will, so that kernels with such
-products go to the newest assembler; what it makes of the others' code is the same, instruction by instruction.
+products then read memory that is not the kernel's. No reader of PTX can tell where they will, so that all kernels with
+such products go to the newest assembler; what it makes of them is nearly the same otherwise, and takes as long.
 """
 
 from __future__ import annotations

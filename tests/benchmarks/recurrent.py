@@ -160,8 +160,8 @@ def main() -> None:
         print("  " + "  ".join(f"{n} {ms:.3f} ms" for n, ms in found.items()), end="  ")
         print("  ".join(f"{n} {r:.2f} TB/s" for n, r in rate.items()), flush=True)
         rows[name] = {"errors": errors, "ms": found, "TB/s of q, k, v, out and gradients": rate}
-    if target:
-        Path(target).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        if target:  # as they come: peers may take long
+            Path(target).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -60,8 +60,8 @@ def main() -> None:
     for name in NAMES:
         rows[name] = {"first_call_s": first_call(name), **long_forward(name)}
         print(name, "  ".join(f"{n} {x:.3f}" for n, x in rows[name].items()), flush=True)
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        if len(sys.argv) > 1:  # as they come: peers may take long
+            Path(sys.argv[1]).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
