@@ -34,8 +34,8 @@ from attncc.schedule.chunk_values import Chunk
 from attncc.tile import nodes as t
 
 ONE, ZERO = Const(1.0, "real"), Const(0.0, "real")
-REACH: Mapping[str, float] = {"bf16": 100.0, "f16": 8.0}
-"""Of bfloat16, so that sums of products reach as far; of float16, so that inputs up to 4096 do."""
+REACH: Mapping[str, float] = {"bf16": 64.0, "f16": 4.0}
+"""So that what a chunk keeps of inputs from 2^-62 (float16: 2^-10) on is not rounded as numbers next to 0 are."""
 
 
 @dataclass(frozen=True, slots=True)

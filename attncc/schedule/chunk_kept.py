@@ -61,7 +61,7 @@ class Kept:
         self.under: dict[int, Expr] = {}
         """On what condition a value is stored, by its number."""
         self.shorter: list[tuple[int, Callable[[], Var], Expr]] = []
-        """What is stored on other conditions, and what makes it."""
+        """Values that are made in another way on another condition: their numbers, how, and when."""
         self.ones: dict[str, Var] = {}
         """What running sums of tokens are sums of."""
 
