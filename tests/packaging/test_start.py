@@ -13,16 +13,23 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = "examples/softmax/gemma2.attn"
 BAR = 0.3
-STARTS = 12
+STARTS, ROUNDS = 12, 4
 
 
 def test_check_takes_at_most_three_tenths_of_a_second(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of several whole processes the best, by processor time: on an idle machine that is the time by the clock, and
-    on a busy one it leaves out the waiting. Both are printed."""
+    on a busy one it leaves out the waiting. Both are printed. Neighbours on a shared core make it slower for seconds:
+    a round that takes too long is followed by others, some seconds apart."""
     command = [sys.executable, "-m", "attncc", "check", str(ROOT / SPEC)]
     environment = {**os.environ, "ATTNCC_CACHE": str(tmp_path)}
-    first, *later = (_timed(command, tmp_path, environment) for _ in range(STARTS))
-    work, clock = (min(t[n] for t in later) for n in (0, 1))
+    first = _timed(command, tmp_path, environment)
+    work = clock = float("inf")
+    for turn in range(ROUNDS):
+        time.sleep(3.0 * turn)
+        later = [_timed(command, tmp_path, environment) for _ in range(STARTS)]
+        work, clock = (min(known, *(t[n] for t in later)) for n, known in enumerate((work, clock)))
+        if work <= BAR:
+            break
     with capsys.disabled():
         print(f"\nattncc check: {work:.3f} s of work, {clock:.3f} s by the clock; the first start {first[1]:.3f} s")
     assert work <= BAR
