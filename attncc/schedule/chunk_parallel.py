@@ -268,7 +268,7 @@ class _Gradients(_Chunks):
 
 
 PART = 32
-"""Channels of a program, where weights under gates along channels go back level by level."""
+"""Channels of a program, where weights under gates along channels go back level by level: of more, registers spill."""
 UNDIVIDED, UNGATED = 64, 128
 """Channels up to which one kernel computes all gradients of a chunk, and if tokens have no gates of their own, or the
 state is written and read by inputs as they lie. A kernel for each axis reads most inputs once more, but keeps less in
@@ -284,7 +284,7 @@ def groups(p: Problem) -> tuple[tuple[str, ...], ...]:
     """The inputs whose gradients one kernel computes: those along one axis together, where there are many channels."""
     gated = any(s.scale or of_tokens(s.gate) or of_tokens(s.beside) for s in p.form.states)
     alone = p.bare and all(map(p.separable, p.form.states))
-    most = UNGATED if (alone or not gated) and p.variant.capability >= 90 else UNDIVIDED
+    most = UNGATED if (alone or not gated) and p.variant.capability >= 90 else PART if p.halves else UNDIVIDED
     if max(p.extents.values()) <= most:
         return (p.variant.gradients,)
     axes = {"q": "d", "k": "d", "v": "e"} | {x.name: x.axes[-1].index if x.axes else "" for x in p.spec.params}

@@ -30,7 +30,7 @@ for name, ends, sizes in (
     ("gla", -torch.inf, dict(M=140, N=140, D=16, E=16)),
     ("gla", "some", dict(M=140, N=150, D=16, E=16)),
     ("rwkv6", "some", dict(M=140, N=140, D=80, E=16)),  # sums along channels, part by part
-    ("gla", "none", dict(M=70, N=70, D=24, E=16)),
+    ("gla", "none", dict(M=70, N=70, D=64, E=16)),
     ("rwkv6", -1e4, dict(M=70, N=75, D=20, E=16)),
     ("rodimus", None, dict(M=70, N=70, D=16, E=24)),
     ("simple_gla", None, dict(M=70, N=70, D=80, E=100)),  # programs for parts of the channels
@@ -122,6 +122,19 @@ def test_weights_are_a_product_or_go_by_levels(name: str) -> None:
     assert [s.note for s in every(far.then) if isinstance(s, t.For)] == ["some channels after others", "level by level"]
     products = [s for s in every(near.then) if isinstance(s, t.Let) and isinstance(s.op, t.Dot)]
     assert len(products) == 1 and not [s for s in every(near.then) if isinstance(s, t.For)]
+
+
+@pytest.mark.parametrize("channels", [64, 128])
+def test_levels_go_back_for_few_channels(channels: int) -> None:
+    """A program has 32 of them, in a kernel of its own: tiles of more would not stay in registers."""
+    spec = parse((EXAMPLES / "gla.attn").read_text(encoding="utf-8"))
+    gradients = ("q", "k", "v", "decay")
+    variant = Variant("triton", channels, channels, "bf16", (("decay", "bf16"),), gradients=gradients, capability=90)
+    pair = driver.programs(spec, variant)
+    assert pair.backward is not None
+    (kernel,) = (k for k in pair.backward.kernels if any(isinstance(s, t.For) for s in k.body) and k.config.registers)
+    assert {a.extent for s in _lets(kernel.body) for a in s.type.axes if a.name == "d"} == {32}
+    assert sorted(_stored(kernel.body)) == ["d_decay", "d_k__2", "d_q"]
 
 
 def test_gates_of_tokens_go_with_queries() -> None:
