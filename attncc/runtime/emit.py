@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from attncc.runtime.assemble import SURE
 from attncc.runtime.emit_arrivals import section
 from attncc.runtime.family import Family, orders
 from attncc.runtime.interface import Number
@@ -52,9 +53,9 @@ def _identifier(name: str) -> str:
     return f"{name}_" if keyword.iskeyword(name) else name
 
 
-ASSEMBLER = """\
-# Assemblers before CUDA 12.9 may mistake where products on Hopper's tensor cores find their operands.
-if tuple(map(int, triton.knobs.nvidia.ptxas.version.split("."))) < (12, 9):
+ASSEMBLER = f"""\
+# Assemblers before CUDA {SURE[0]}.{SURE[1]} may mistake where products on Hopper's tensor cores find their operands.
+if tuple(map(int, triton.knobs.nvidia.ptxas.version.split("."))) < {SURE}:
     triton.knobs.nvidia.ptxas = triton.knobs.nvidia.ptxas_blackwell.path"""
 
 ALIGNED = '''\

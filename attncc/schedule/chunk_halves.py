@@ -62,7 +62,6 @@ class Halves:
     ) -> None:
         """What reads the running sums of rows, and of the last row in all channels there are."""
         self.k, self.x, self.w, self.after, self.row, self.end = k, x, w, after, row, end
-        self._near: Var | None = None
         rows, channels = k.b.type_of(x.name).axes
         self.axis, self.count = channels.name, rows.extent
         self.type = t.Type((rows, channels), k.real)
@@ -80,11 +79,9 @@ class Halves:
 
     def near(self) -> Var:
         """Whether gates leave enough of everything over the whole chunk."""
-        if self._near is None:
-            k, end = self.k, self.end()
-            least = k.b.let("least", t.Type((), k.real), t.Reduce("min", end.name, "every"), depth=k.b.depth(end))
-            self._near = k.value(op("le", -REACH[k.variant.dtype], least), "near")
-        return self._near
+        k, end = self.k, self.end()
+        least = k.b.let("least", t.Type((), k.real), t.Reduce("min", end.name, "every"), depth=k.b.depth(end))
+        return k.value(op("le", -REACH[k.variant.dtype], least), "near")
 
     def rise(self, last: Var) -> Var:
         """2^-m, of sums at the chunk's end."""

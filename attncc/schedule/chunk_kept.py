@@ -94,8 +94,8 @@ class Kept:
         k, dtype = self.k, self.k.variant.dtype
         if self.mode == "weights":
             if product is not None:
-                self.under[len(self.values)] = op("not", near())
                 self.shorter.append((len(self.values), product, near()))
+                self.under[len(self.values)] = op("not", self.shorter[-1][-1])
             self.values.append((make(), dtype))
             self.newest()
             return self.values[-1][0]
@@ -155,36 +155,36 @@ class Kept:
         names = k.b.type_of(self.values[n][0].name).names()[1:]
         if self.padded:
             return k.load(kept_of(n), (ivar("b"), ivar("h"), self._chunk(), row), TRUE, t.Type((), k.real), "sums")
-        at = k.value(op("min", op("add", k.first, row), op("sub", N, 1)), "at")
+        at = self._token(row)
         channels = tuple(k.b.bindings[ivar(a)] for a in names)
         guard = conj(*(k.inside[a] for a in names))
         type = t.Type((*k.b.type_of(at.name).axes, *(t.Axis(a, k.b.extent(a)) for a in names)), k.real)
         return k.load(kept_of(n), (ivar("b"), ivar("h"), at, *channels), guard, type, "sums")
 
+    def _token(self, row: Expr) -> Var:
+        """The token of a row, or the last one."""
+        return self.k.value(op("min", op("add", self.k.first, row), op("sub", N, 1)), "at")
+
     # --- all channels, also where a program owns some -----------------------------------------------------------------
 
     def every(self, size: int) -> Var:
         """The numbers of all channels that there are."""
-        axis = self.k.b.axis("every", max(16, 1 << (size - 1).bit_length()))
+        axis = self.k.b.axis("every", self.k.padded(size))
         return self.k.b.let("every", t.Type((axis,), "i32"), t.Iota(Const(0, "int")), "all channels", depth=0)
 
     def end(self, n: int, size: int) -> Var:
         """The n-th value at the chunk's last token."""
-        k, c = self.k, self.every(size)
-        at = k.value(op("min", op("add", k.first, self.count - 1), op("sub", N, 1)), "at")
-        return self._all(n, at, c, size, k.real)
+        return self._all(n, self._token(Const(self.count - 1, "int")), size, self.k.real)
 
     def rows(self, n: int, size: int) -> Var:
         """The n-th value, as it is stored."""
-        return self._all(n, self.k.at["i"], self.every(size), size, self.values[n][1], self.k.live)
+        return self._all(n, self.k.at["i"], size, self.values[n][1], self.k.live)
 
-    def _all(self, n: int, at: Var, c: Var, size: int, dtype: t.Dtype, live: Expr = TRUE) -> Var:
-        k = self.k
+    def _all(self, n: int, at: Var, size: int, dtype: t.Dtype, live: Expr = TRUE) -> Var:
+        k, c = self.k, self.every(size)
         guard = conj(live, op("lt", c, size) if size % k.b.extent("every") else TRUE)
-        k.tensors[kept_of(n)] = None
         type = t.Type((*k.b.type_of(at.name).axes, *k.b.type_of(c.name).axes), dtype)
-        read = t.Load(kept_of(n), (ivar("b"), ivar("h"), at, c), k.b.lower(guard), 0.0)
-        return k.b.let("made", type, read, depth=k.b.depth(at))
+        return k.load(kept_of(n), (ivar("b"), ivar("h"), at, c), guard, type, "made", depth=k.b.depth(at))
 
     # --- memory -----------------------------------------------------------------------------------------------------
 

@@ -91,7 +91,7 @@ class Chunk:
 
     def channel(self, name: str, size: int, begin: Expr | None = None) -> None:
         """Declares a channel axis of `size`, padded where the printer wants powers of two; or its part from `begin`."""
-        extent = size if self.variant.target == "torch" else max(16, 1 << (size - 1).bit_length())
+        extent = self.padded(size)
         base: Expr = Const(0, "int")
         if name in self.blocks:
             extent, base = self.blocks[name], begin or Var(f"{name}0", "int")
@@ -99,6 +99,10 @@ class Chunk:
         c = self.b.let(name, t.Type((axis,), "i32"), t.Iota(base), "channels")
         self.b.bindings[Var(name, "int")] = c
         self.inside[name] = op("lt", c, Const(size, "int")) if size % extent else TRUE
+
+    def padded(self, size: int) -> int:
+        """The extent of an axis for so many channels: a power of two where the printer wants one."""
+        return size if self.variant.target == "torch" else max(16, 1 << (size - 1).bit_length())
 
     def tokens(self, first: Expr, count: int) -> None:
         """The tokens of a chunk, in the current scope."""
@@ -395,10 +399,19 @@ class Chunk:
         self.sources[value.name] = e, "j" if self.b.bindings.get(i) is self.at.get("j") else "i"
         return self.cast(value, self.real) if e.sort == "real" else value
 
-    def load(self, tensor: str, index: tuple[Expr, ...], guard: Expr, type: t.Type, hint: str, other: float = 0) -> Var:
-        """Reads a tensor of the schedule's own as it is stored."""
+    def load(
+        self,
+        tensor: str,
+        index: tuple[Expr, ...],
+        guard: Expr,
+        type: t.Type,
+        hint: str,
+        other: float = 0,
+        depth: int | None = None,
+    ) -> Var:
+        """Reads a tensor of the schedule's own as it is stored, in the current scope or in that of `depth`."""
         self.tensors[tensor] = None
-        return self.b.let(hint, type, t.Load(tensor, index, self.b.lower(guard), other))
+        return self.b.let(hint, type, t.Load(tensor, index, self.b.lower(guard), other), depth=depth)
 
     def store(self, tensor: str, index: tuple[Expr, ...], value: Var, guard: Expr, dtype: t.Dtype) -> None:
         """Writes a value, cast to the tensor's element type."""

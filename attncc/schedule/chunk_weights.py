@@ -33,7 +33,7 @@ def parted(p: Problem) -> str:
 
 
 def totals(p: Problem) -> bool:
-    """Whether sums along channels are all that a chunk keeps without them, beside weights."""
+    """Whether a chunk keeps sums along channels, and nothing else without channels but weights."""
     return bool(p.sums) and not p.sums_near and not p.of_tokens
 
 
