@@ -13,6 +13,7 @@ from attncc.expr.build import ivar, op
 from attncc.expr.interval import bounds
 from attncc.expr.nodes import Const, Expr, Op, free_vars, rewrite, substitute, walk
 from attncc.ir.nodes import Contract, Let, Load, Normaliser, Param, S, Spec, Weights
+from attncc.passes.bounds.affine import Affine, affine
 from attncc.passes.mistakes import NotCompiled, TakenName
 
 I, J, H, N, M = (ivar(x) for x in "ijhNM")
@@ -135,17 +136,28 @@ def _inside(e: Expr, size: Expr) -> Expr:
 
 
 def _by_offset(e: Expr) -> Expr:
-    """`e` with j - i written as o - (N - 1)."""
+    """`e` with j - i written as o - (N - 1), in differences and in comparisons.
+
+    rewrite: 16 if i < j else 0  -->  16 if 0 < o - (N - 1) else 0
+    """
     distance = op("sub", OFFSET, op("sub", N, 1))
+
+    def moved(x: Expr) -> Expr | None:
+        """A sum in which i and j cancel but for their difference."""
+        along, rest = affine(x).split(lambda n: n is I or n is J)
+        times = dict(along.terms)
+        if not times or times.get(J, 0) + times.get(I, 0):
+            return None
+        far = distance if times[J] == 1 else op("neg", distance) if times[J] == -1 else op("mul", times[J], distance)
+        return far if rest == Affine() else op("add", far, rest.expr())
 
     def rule(n: Expr) -> Expr | None:
         match n:
-            case Op("sub", (a, b)) if a is J and b is I:
-                return distance
-            case Op("sub", (a, b)) if a is I and b is J:
-                return op("neg", distance)
-            case Op("add", (Op("neg", (a,)), b)) | Op("add", (b, Op("neg", (a,)))) if a is I and b is J:
-                return distance
+            case Op("add" | "sub", _, "int"):
+                return moved(n)
+            case Op("lt" | "le" | "eq" | "ne", (Expr(sort="int") as a, b)):
+                difference = moved(op("sub", b, a))
+                return None if difference is None else op(n.name, 0, difference)
             case _:
                 return None
 

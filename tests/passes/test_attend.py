@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from attncc.driver import analyse
+from attncc.expr.build import ivar
+from attncc.expr.evaluate import evaluate
 from attncc.grammar import parse
 from attncc.ir.nodes import Contract, Load
 from attncc.passes.mistakes import NotCompiled, TakenName
@@ -47,6 +49,41 @@ def test_buckets_of_a_distance_become_a_table() -> None:
     (table,) = found.tables
     assert (table.source, table.axes) == ("table", ("h",))
     assert [x.tensor for x in found.captured] == [table.name]
+
+
+AHEAD = (
+    "j > i",
+    "i < j",
+    "j - i > 0",
+    "not (j <= i)",
+    "j + 3 - i > 3",
+    "2 * j >= 2 * i + 1",
+    "-i + j + 1 != min(j - i, 0) + 1",
+)
+OFFSET, LENGTH = ivar("o"), ivar("N")
+
+
+@pytest.mark.parametrize("ahead", AHEAD)
+def test_however_a_distance_is_spelt_it_is_one(ahead: str) -> None:
+    index = f"min(abs(i - j), 3) + (4 if {ahead} else 0)"
+    found = analyse(
+        parse(f"attention x(t: real[8, h]):\n    out = softmax(q @ k + t[{index}, h]) @ v\n"), 16, 16
+    ).attend
+    assert found is not None
+    (table,) = found.tables
+    for distance in range(-6, 7):
+        told = evaluate(table.index[0], {OFFSET: distance + 9, LENGTH: 10})
+        assert told == min(abs(distance), 3) + (4 if distance > 0 else 0)
+
+
+@pytest.mark.parametrize(
+    "index", ["3 if i + j > 4 else 0", "3 if 2 * j > i else 0", "min(i * j, 3)", "min(j, 3) + (1 if i > 2 else 0)"]
+)
+def test_what_depends_on_more_than_a_distance_stays(index: str) -> None:
+    found = analyse(
+        parse(f"attention x(t: real[8, h]):\n    out = softmax(q @ k + t[{index}, h]) @ v\n"), 16, 16
+    ).attend
+    assert found is not None and found.tables == ()
 
 
 def test_other_reads_stay_where_they_are() -> None:
