@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from attncc.expr.build import TRUE, conj, ivar, op
@@ -56,13 +56,16 @@ def spans(kernel: t.Kernel) -> set[str]:
     return {a.name for s in every(kernel.body) if isinstance(s, t.Let) for a in s.type.axes}
 
 
-def blocks(p: Problem, make: Callable[[Mapping[str, int]], t.Kernel], most: int = BLOCK) -> t.Kernel:
-    """The kernel, with programs for at most so many of the channels each where no part needs another."""
+def blocks(
+    p: Problem, make: Callable[[Mapping[str, int]], t.Kernel], most: int = BLOCK, uncut: Collection[str] = ()
+) -> t.Kernel:
+    """The kernel, with programs for at most so many of the channels each where no part needs another; `uncut` axes are
+    not divided."""
     whole = make(WHOLE)
     if p.variant.target == "torch":
         return whole
     sizes = {"d": p.variant.D, "e": p.variant.E}
-    apart = {n: most for n, size in sizes.items() if size > most and n in spans(whole) - meets(whole)}
+    apart = {n: most for n, size in sizes.items() if size > most and n in spans(whole) - meets(whole) - set(uncut)}
     keys = {s.key.name for s in p.form.states if s.key is not None}
     if keys & {s.value.name for s in p.form.states if s.value is not None}:
         return whole
@@ -146,7 +149,9 @@ def owns_kernel(p: Problem, reserved: tuple[str, ...]) -> t.Kernel:
     """What every segment but the last makes of nothing, and leaves of what was before."""
     names = (n(s.name) for s in p.form.states for n in (segments.own_of, segments.fade_of))
     every = (*reserved, *names, *segments.NAMES)
-    return blocks(p, lambda columns: _owns_kernel(p, Forward(p, every, columns), columns))
+    # tokens' gates scale what is written in registers: programs for parts of the keys would each do so
+    keys = {s.key.name for s in p.form.states if s.key is not None} if p.of_tokens else set()
+    return blocks(p, lambda columns: _owns_kernel(p, Forward(p, every, columns), columns), uncut=keys)
 
 
 def _owns_kernel(p: Problem, f: Forward, columns: Mapping[str, int]) -> t.Kernel:
@@ -183,6 +188,8 @@ def kept_kernels(p: Problem, reserved: tuple[str, ...]) -> tuple[tuple[t.Kernel,
     """What a chunk needs no state for, then its weights, which read some of it; where all is stored."""
     if not p.halves and not p.of_tokens:
         return (), ()
+    if not p.halves:
+        return _sums_in_runs(p, reserved)
     made: list[Forward] = []
 
     def make(mode: Mode, columns: Mapping[str, int], part: str = "") -> t.Kernel:
@@ -200,10 +207,34 @@ def kept_kernels(p: Problem, reserved: tuple[str, ...]) -> tuple[tuple[t.Kernel,
         kernel = sink(chunk_kernel(name, f, first.name, columns, alone=not part))
         return early(kernel) if mode == "stores" else kernel
 
-    axis = parts.parted(p) if p.halves else ""
+    axis = parts.parted(p)
     sums = make("stores", WHOLE, axis) if axis and parts.totals(p) else blocks(p, lambda x: make("stores", x))
-    kernels = (sums, make("weights", WHOLE, axis)) if p.halves else (sums,)
-    return kernels, made[-1].kept.tensors(p.extents)
+    return (sums, make("weights", WHOLE, axis)), made[-1].kept.tensors(p.extents)
+
+
+RUN = 4
+"""Chunks that a program sums the gates of, one after another: each is but a vector."""
+
+
+def _sums_in_runs(p: Problem, reserved: tuple[str, ...]) -> tuple[tuple[t.Kernel, ...], tuple[t.Tensor, ...]]:
+    """Running sums of tokens' gates, and where they are stored."""
+    f = Forward(p, reserved)
+    f.kept.mode = "stores"
+    b = f.k.b
+    first, states = b.position("first"), f.initial()
+    begin = b.value(op("mul", op("floordiv", first, f.count * RUN), RUN), "begin")
+    over = t.Count(begin, b.value(op("min", op("add", begin, RUN), chunk_count(f)), "end"))
+    with b.inner() as scope:
+        index = b.loop_index("chunk")
+        f.k.tokens(b.value(op("mul", index, f.count), "first"), f.count)
+        f.chunk(states)
+        f.kept.products()
+        b.add(t.Yield(()))
+    b.add(t.For(index.name, over, (), tuple(scope.statements), order="asc", note="one chunk after another"))
+    f.count, count = f.count * RUN, f.count
+    kernel = chunk_kernel("sums_kernel", f, first.name)
+    f.count = count
+    return (sink(kernel),), f.kept.tensors(p.extents)
 
 
 def chunk_kernel(

@@ -240,6 +240,8 @@ def _picks(origins: Origins, e: Expr) -> set[str]:
         case Op("floordiv", (Var(name), Const(n)), _):
             d = origins.of.get(name)
             return {name} if isinstance(d, t.GridAxis) and d.tile % int(n) == 0 else set()
+        case Op("floordiv", (Op("mul", (a, Const(n)), _), Const(m)), _):
+            return _picks(origins, a) if int(n) % int(m) == 0 else set()
         case _:
             return set()
 

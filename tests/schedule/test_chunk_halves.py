@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from attncc import driver
+from attncc.expr.build import ivar, op
+from attncc.expr.nodes import Expr
 from attncc.grammar import parse
+from attncc.schedule.chunk_forward import RUN
 from attncc.schedule.variant import Variant
 from attncc.tile import nodes as t
 from attncc.tile.interpret import run_program
 from attncc.tile.interpret_host import extents_of
-from attncc.tile.verify import unproved
+from attncc.tile.verify import unproved, verify
+from attncc.tile.verify_faults import OwnershipError
 from attncc.tile.walks import every
 from tests.support.interpreted import all_near, needs_triton
 
@@ -224,6 +229,29 @@ def test_running_sums_of_tokens_are_made_once() -> None:
     for program in (pair.forward, pair.backward):
         scanning = [k.name for k in program.kernels if any(isinstance(s.op, t.Scan) for s in _lets(k.body))]
         assert scanning[0] == "sums_kernel" and set(scanning[1:]) <= {"gates_kernel"}
+
+
+def test_programs_own_the_runs_of_chunks_whose_gates_they_sum() -> None:
+    """A run longer than a program's own, and two chunks stored as one, are refused."""
+    spec = parse((EXAMPLES / "simple_gla.attn").read_text(encoding="utf-8"))
+    program = driver.programs(spec, Variant("triton", 64, 64, "bf16", (("decay", "bf16"),))).forward
+    sums, *rest = program.kernels
+    (loop,) = (s for s in sums.body if isinstance(s, t.For))
+    assert isinstance(loop.over, t.Count) and [a.tile for a in sums.grid if a.role == "tile"] == [64 * RUN]
+    longer = replace(loop, over=replace(loop.over, hi=op("add", loop.over.lo, RUN + 1)))
+    stored = {s.tensor: s for s in loop.body if isinstance(s, t.Store)}
+    b, h, _, row = stored["kept_0"].index
+    half = op("floordiv", op("mul", ivar(loop.index), 32), 64)
+    same = replace(loop, body=swapped(loop.body, stored["kept_0"], index=(b, h, half, row)))
+    for wrong in (longer, same):
+        body = tuple(wrong if s is loop else s for s in sums.body)
+        with pytest.raises(OwnershipError, match="differ in first"):
+            verify(replace(program, kernels=(replace(sums, body=body), *rest)))
+
+
+def swapped(body: tuple[t.Stmt, ...], old: t.Store, index: tuple[Expr, ...]) -> tuple[t.Stmt, ...]:
+    """The statements, with another place for what one of them stores."""
+    return tuple(replace(old, index=index) if s is old else s for s in body)
 
 
 def _stored(body: tuple[t.Stmt, ...]) -> list[str]:
