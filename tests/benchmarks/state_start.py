@@ -1,4 +1,6 @@
-"""First calls of state programs, and their forward with few heads: `python -m tests.benchmarks.state_start [OUT.json]`.
+"""First calls of state programs, and their forward with few heads.
+
+`python -m tests.benchmarks.state_start [OUT.json] [NAME ...]`
 
 A first call is that of a fresh process with torch and triton imported, without a cache: from `attncc.compile` to the
 end of a forward and a backward, B 1, T 1024, H 4, D = E = 128, bfloat16. The forward with few heads has B 1, H 16 and
@@ -57,7 +59,7 @@ def long_forward(name: str) -> dict[str, float]:
 def main() -> None:
     """Prints a row per spec; writes them where asked."""
     rows: dict[str, dict[str, float]] = {}
-    for name in NAMES:
+    for name in sys.argv[2:] or NAMES:
         rows[name] = {"first_call_s": first_call(name), **long_forward(name)}
         print(name, "  ".join(f"{n} {x:.3f}" for n, x in rows[name].items()), flush=True)
         if len(sys.argv) > 1:  # as they come: peers may take long
