@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 from click.testing import Result
 
 from tests.cli.conftest import EXAMPLES
+from tests.support.interpreted import needs_triton
 
 Cli = Callable[..., Result]
 SEVEN = ("causal", "gemma2", "alibi", "packed_documents", "gpt_oss", "sigmoid_attention", "t5")
@@ -120,7 +120,7 @@ def test_torch_modules_work_alone(cli: Cli, tmp_path: Path) -> None:
     use(paths, tmp_path)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@needs_triton
 def test_triton_modules_work_alone(cli: Cli, tmp_path: Path) -> None:
     paths = []
     for name in SEVEN:
@@ -132,7 +132,7 @@ def test_triton_modules_work_alone(cli: Cli, tmp_path: Path) -> None:
     use(paths, tmp_path, TRITON_INTERPRET="1")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@needs_triton
 def test_ptx_needs_no_gpu(tmp_path: Path) -> None:
     args = ["emit", str(EXAMPLES / "causal.attn"), "-o", "x.py", "--target", "ptx", "--forward-only", "--arch", "sm_80"]
     environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}
@@ -140,7 +140,7 @@ def test_ptx_needs_no_gpu(tmp_path: Path) -> None:
     assert ".target sm_80" in (tmp_path / "x_forward_kernel.ptx").read_text()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@needs_triton
 def test_gluon_modules_can_be_imported_alone(cli: Cli, tmp_path: Path) -> None:
     """Partitioned kernels run on Hopper only: here the module is imported, and its host function reached."""
     assert cli("emit", EXAMPLES / "alibi.attn", "-o", tmp_path / "x.py", "--target", "gluon").exit_code == 0

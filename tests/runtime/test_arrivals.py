@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +17,7 @@ from attncc.runtime.mistakes import UnfitKernel
 from attncc.schedule.programs import stream
 from attncc.schedule.stream import Problem
 from attncc.schedule.variant import Variant
+from tests.support.interpreted import needs_compiler
 from tests.support.specs import SPECS
 
 LOOP = """\
@@ -265,7 +265,7 @@ def test_other_notices_do_not(said: str) -> None:
 # --- compiled kernels -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this process interprets Triton")
+@needs_compiler
 def test_the_main_loops_of_a_compiled_forward_do_without_meetings(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     from tests.codegen.gluon_cubin import compile_kernel

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import attncc
 from attncc.runtime.inputs import made_up
 from attncc.runtime.trial import attempt
 from attncc.runtime.warmup import full_sizes
+from tests.support.interpreted import needs_compiler, needs_triton
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "softmax"
 SEVEN = ("causal", "gemma2", "alibi", "packed_documents", "gpt_oss", "sigmoid_attention", "t5")
@@ -94,7 +94,7 @@ except attncc.BackendError as error:
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@needs_triton
 def test_the_interpreter(tmp_path: Path) -> None:
     environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}
     environment |= {"ATTNCC_CACHE": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -116,7 +116,7 @@ except attncc.BackendError as error:
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@needs_triton
 def test_the_interpreter_can_be_too_late(tmp_path: Path) -> None:
     environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}
     environment |= {"ATTNCC_CACHE": str(tmp_path)}
@@ -126,8 +126,8 @@ def test_the_interpreter_can_be_too_late(tmp_path: Path) -> None:
     assert "error[E602]" in found.stdout and "set TRITON_INTERPRET=1" in found.stdout, found.stderr
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this process runs Triton's interpreter")
+@needs_triton
+@needs_compiler
 def test_a_cubin_entry_comes_back_without_triton(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A forward for sm_90 is built here, and loaded from its entry as a machine with a GPU would."""
     from attncc.runtime import family as families

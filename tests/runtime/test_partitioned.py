@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +22,9 @@ from attncc.runtime.backends import mode_of, target_of
 from attncc.runtime.family import Place
 from attncc.runtime.mistakes import NotPartitioned, WrongDevice
 from tests.runtime.fake_cuda import Recorder
+from tests.support.interpreted import needs_compiler
 
-pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this process interprets Triton")
+pytestmark = needs_compiler
 SPECS = Path(__file__).parents[2] / "examples" / "softmax"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from attncc.schedule.recurrent import Problem, columns_of
 from attncc.schedule.variant import Target, Variant
 from attncc.tile import nodes as t
 from attncc.tile.verify import unproved
+from tests.support.interpreted import needs_triton
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "recurrent"
 CORPUS = Path(__file__).parents[1] / "specs" / "corpus" / "recurrences"
@@ -131,7 +131,7 @@ def test_a_state_that_programs_share_is_returned_by_one_of_them(name: str) -> No
     assert kernel.grid[0].name == "e0"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@needs_triton
 @pytest.mark.parametrize("name", ["gla", "simple_gla", "rwkv6", "linear_transformer"])
 def test_a_step_moves_its_states_in_vectors_once(name: str) -> None:
     """128 x 128 numbers are 4096 vectors of 16 bytes for all threads of a head."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from attncc.runtime.warmup import meta_tensors
 from attncc.schedule.config import Demand
 from attncc.schedule.hopper_config import HopperBackward, HopperForward, backward_plan, changed, class_of, forward_plan
 from attncc.schedule.rungs import BACKWARD, FORWARD
+from tests.support.interpreted import needs_compiler
 
 ROWS = {r.name: r for r in read_suite("tiles")}
 PLAIN = Demand()
@@ -48,7 +48,7 @@ def test_listed_classes_get_their_plan() -> None:
         assert text
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the compiler is replaced by the interpreter")
+@needs_compiler
 @pytest.mark.parametrize(("name", "D"), [("bias", 64), ("forgetting", 64)])
 def test_kernels_of_listed_plans_are_worth_running(name: str, D: int) -> None:
     pytest.importorskip("triton")

@@ -17,6 +17,7 @@ import attncc
 from attncc.reference import evaluate
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+needs_compiler = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this process interprets Triton")
 
 
 def all_near(script: str, folder: Path, **environment: str) -> None:
