@@ -7,6 +7,9 @@ A read x[index] of the score gets dS * (d score / d x) at every pair. The indice
     j alone           the column sum of the dK/dV kernel, one number per (b, h, key)
     both              an addition at the read's own index, in memory; where sums have one order, a number per pair
 
+Where that derivative is q @ k times a number of the row, the row's sum is that number times q . sum_j dS k_j: kernels
+that have that sum for dQ get it from there (see `along_queries`).
+
 A table by offset that has one index beyond some offsets (see attncc.schedule.nearby) is summed by diagonals: a number
 per offset and tile of rows. One with an index of its own on each side of them gets the sums of all pairs of each side,
 too, where most tiles lie on one side as a whole (see attncc.schedule.beyond); else every pair would be compared.
@@ -21,7 +24,7 @@ from attncc.expr.build import ivar, op
 from attncc.expr.nodes import Const, Expr, Op, Var, free_vars, substitute, walk
 from attncc.ir.nodes import Load
 from attncc.passes.attend import Table
-from attncc.passes.differentiate import gradients
+from attncc.passes.differentiate import derivative, gradients
 from attncc.schedule.beyond import beyond
 from attncc.schedule.config import diagonal_tiles
 from attncc.schedule.nearby import Nearby, index_of, nearby
@@ -46,6 +49,8 @@ class Capture:
     of_z: bool
     buffer: str
     near: Nearby | None = None
+    along: Expr | None = None
+    """What q . sum_j dS k_j is multiplied by, where it is summed up from there."""
 
     @property
     def sides(self) -> tuple[int, ...]:
@@ -91,6 +96,29 @@ def by_sides(p: Problem, c: Capture) -> tuple[Capture, ...]:
         return (c,)
     near = replace(near, beyond=())
     return replace(c, place="diagonal", near=near), replace(c, place="side", near=near, buffer=f"{c.buffer}_side")
+
+
+def along_queries(p: Problem, c: Capture) -> Capture:
+    """A capture without j as what q and the float32 sum of dQ give it, where its factor is q @ k times a row's own."""
+    product = p.attend.product
+    if c.of_z or c.place not in ("row", "tile"):
+        return c
+    outer, along = derivative(p.attend.score, product), derivative(c.factor, product)
+    fixed = all("j" not in free_vars(e) and product not in set(walk(e)) for e in (outer, along))
+    return replace(c, along=along) if fixed and _multiple(c.factor, product) else c
+
+
+def _multiple(e: Expr, x: Expr) -> bool:
+    """Whether `e` is `x` times what has none of it, in every case, as it is written."""
+    match e:
+        case Op("mul", (a, rest)) | Op("div", (a, rest)) if x in set(walk(a)):
+            return _multiple(a, x) and x not in set(walk(rest))
+        case Op("mul", (_, a)) | Op("neg", (a,)):
+            return _multiple(a, x)
+        case Op("where", (either, a, other)):
+            return x not in set(walk(either)) and _multiple(a, x) and _multiple(other, x)
+        case _:
+            return e is x or e is ZERO
 
 
 def balanced(p: Problem) -> bool:

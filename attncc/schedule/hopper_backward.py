@@ -41,9 +41,14 @@ NOTES: Mapping[Kind, str] = {
 }
 
 
-def partitioned_keys(p: Problem, plan: HopperBackward, wanted: frozenset[str], found: tuple[Capture, ...]) -> t.Kernel:
-    """dK, dV and the float32 sum of dQ, where wanted, and the captures of j alone or of neither index."""
-    return _Keys(p, plan, wanted, found).kernel()
+def partitioned_keys(
+    p: Problem, plan: HopperBackward, wanted: frozenset[str], found: tuple[Capture, ...], *, bare: bool = False
+) -> t.Kernel:
+    """dK, dV and the float32 sum of dQ, where wanted, and the captures of j alone or of neither index.
+
+    The sum is `bare` where it is that of dS k: what a row's scores multiply the product by is left out.
+    """
+    return _Keys(p, plan, wanted, found, bare=bare).kernel()
 
 
 class _Keys(Places):
@@ -284,7 +289,9 @@ class _Keys(Places):
             return ()
         narrow = k.cast(product_gradient(k, ds)[1], self.p.variant.dtype)
         if self.exchanged:
-            self._send(narrow, op("add", n, 1) if self.plan.lag else n)
+            self._send(
+                k.cast(ds, self.p.variant.dtype) if self.bare else narrow, op("add", n, 1) if self.plan.lag else n
+            )
         return self._accumulate(dk, self._operand(narrow), self.q_tile) if dk else ()
 
     def _added(self, sums: State, ds: Var, far: bool) -> State:

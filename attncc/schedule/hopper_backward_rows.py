@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial, reduce
 
 from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Var
@@ -13,7 +14,7 @@ from attncc.schedule.config import Tiles
 from attncc.schedule.hopper_backward_stream import affine, packed
 from attncc.schedule.hopper_config import HopperBackward
 from attncc.schedule.stream import B, G, H, M, N, Problem, Stream, b, g, h
-from attncc.schedule.stream_backward import gradients_of_z, key_grid, row_statistics, scaled
+from attncc.schedule.stream_backward import gradients_of_z, key_grid, row_statistics, scaled, store_rows
 from attncc.schedule.stream_forward import row_grid, row_program
 from attncc.tile import nodes as t
 
@@ -74,17 +75,14 @@ def factor_of_ds(p: Problem) -> Expr | None:
     return split_coefficient(derivative(p.attend.score, p.attend.product))[0]
 
 
-def _cast(k: Stream, out: str, source: str, prefix: str, at: tuple[Expr, ...], guard: Expr, hint: str) -> None:
-    """A gradient from its float32 sum; `at` are the indices before the channel."""
-    axis = "i" if out == "d_q" else "j"
-    factor = None if out == "d_v" else factor_of_ds(k.p)
+def _sums(k: Stream, source: str, prefix: str, at: tuple[Expr, ...], guard: Expr, hint: str) -> tuple[Var, ...]:
+    """A float32 sum, a value per channel piece; `at` are the indices before the channel."""
+    rows, parts = k.b.axes_of(at[-1]), []
     k.tensors[source] = None
-    parts = []
     for c, real, channels in k.pieces(prefix):
-        type = t.Type((*k.b.over(axis).axes, channels), k.p.real)
-        total = k.b.let(hint, type, t.Load(source, (*at, c), op("and", guard, real)))
-        parts.append(scaled(k, total, factor, hint))
-    k.store_matrix(out, prefix, at[:-1], at[-1], guard, tuple(parts))
+        type = t.Type((*rows, channels), k.p.real)
+        parts.append(k.b.let(hint, type, t.Load(source, (*at, c), op("and", guard, real))))
+    return tuple(parts)
 
 
 def cast_keys_kernel(p: Problem, wanted: tuple[str, ...]) -> t.Kernel:
@@ -96,14 +94,38 @@ def cast_keys_kernel(p: Problem, wanted: tuple[str, ...]) -> t.Kernel:
     k.keys(j0, tiles.keys)
     for name, prefix in (("d_k", "d"), ("d_v", "e")):
         if name.removeprefix("d_") in wanted:
-            _cast(k, name, sums_of(p, name), prefix, (b, g, k.key), op("lt", k.key, N), name)
+            guard = op("lt", k.key, N)
+            parts = _sums(k, sums_of(p, name), prefix, (b, g, k.key), guard, name)
+            factor = factor_of_ds(p) if name == "d_k" else None
+            k.store_matrix(name, prefix, (b, g), k.key, guard, tuple(scaled(k, x, factor, name) for x in parts))
     return t.Kernel("cast_keys_kernel", key_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
 
 
-def cast_kernel(p: Problem) -> t.Kernel:
-    """d_q from its float32 sum."""
+ROWS = 64
+"""Of a program of the kernel that casts dQ."""
+
+
+def cast_kernel(p: Problem, found: tuple[Capture, ...] = ()) -> t.Kernel:
+    """d_q from its float32 sum; from that sum, then of dS k alone, and q the captures `found`."""
     k = Stream(p, ("i", "j"))
-    tiles = Tiles(64, 16, t.Config(warps=4, stages=1))
+    tiles = Tiles(ROWS, 16, t.Config(warps=4, stages=1))
     row_program(k, tiles)
-    _cast(k, "d_q", p.own("d_q_sum"), "d", (b, h, k.row), k.guards.row, "dq")
+    parts = _sums(k, p.own("d_q_sum"), "d", (b, h, k.row), k.guards.row, "dq")
+    if found:
+        queries = k.matrix("q", "d", (b, h), k.row, k.guards.row)
+        total = reduce(partial(op, "add"), map(partial(_along, k), queries, parts))
+        for c in found:
+            assert c.along is not None
+            store_rows(k, c, k.b.value(op("mul", total, c.along), "share"), ROWS)
+    factor, rest = split_coefficient(derivative(p.attend.score, p.attend.product))
+    if found and rest is not None:
+        parts = tuple(k.b.value(op("mul", x, rest), "dq") for x in parts)
+    k.store_matrix("d_q", "d", (b, h), k.row, k.guards.row, tuple(scaled(k, x, factor, "dq") for x in parts))
     return t.Kernel("cast_kernel", row_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
+
+
+def _along(k: Stream, q: Var, part: Var) -> Expr:
+    """q . part over the channels of a piece."""
+    (channel,) = set(k.b.type_of(part.name).names()) - {"i"}
+    along = k.b.value(op("mul", k.cast(q, k.p.real), part), "along")
+    return k.b.let("sum", k.b.over("i"), t.Reduce("sum", along.name, channel))
