@@ -13,7 +13,7 @@ from attncc.expr.build import ivar, op
 from attncc.expr.interval import bounds
 from attncc.expr.nodes import Const, Expr, Op, free_vars, rewrite, substitute, walk
 from attncc.ir.nodes import Contract, Let, Load, Normaliser, Param, S, Spec, Weights
-from attncc.passes.bounds.affine import Affine, affine
+from attncc.passes.bounds.affine import affine, leaf
 from attncc.passes.mistakes import NotCompiled, TakenName
 
 I, J, H, N, M = (ivar(x) for x in "ijhNM")
@@ -148,8 +148,7 @@ def _by_offset(e: Expr) -> Expr:
         times = dict(along.terms)
         if not times or times.get(J, 0) + times.get(I, 0):
             return None
-        far = distance if times[J] == 1 else op("neg", distance) if times[J] == -1 else op("mul", times[J], distance)
-        return far if rest == Affine() else op("add", far, rest.expr())
+        return (leaf(distance).times(times[J]) + rest).expr()
 
     def rule(n: Expr) -> Expr | None:
         match n:

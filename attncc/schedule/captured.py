@@ -101,11 +101,10 @@ def by_sides(p: Problem, c: Capture) -> tuple[Capture, ...]:
 def along_queries(p: Problem, c: Capture) -> Capture:
     """A capture without j as what q and the float32 sum of dQ give it, where its factor is q @ k times a row's own."""
     product = p.attend.product
-    if c.of_z or c.place not in ("row", "tile"):
+    if c.of_z or c.place not in ("row", "tile") or not _multiple(c.factor, product):
         return c
-    outer, along = derivative(p.attend.score, product), derivative(c.factor, product)
-    fixed = all("j" not in free_vars(e) and product not in set(walk(e)) for e in (outer, along))
-    return replace(c, along=along) if fixed and _multiple(c.factor, product) else c
+    found = derivative(p.attend.score, product), derivative(c.factor, product)
+    return c if any(_by_key(p, e) for e in found) else replace(c, along=found[1])
 
 
 def _multiple(e: Expr, x: Expr) -> bool:
@@ -128,8 +127,12 @@ def balanced(p: Problem) -> bool:
 
 def _cancels(p: Problem, load: Load, factor: Expr) -> bool:
     """Whether a read adds the same to all scores of a row, so that the weights are the same without it."""
-    moves = any("j" in free_vars(x) for x in (factor, *load.index)) or p.attend.product in set(walk(factor))
-    return balanced(p) and not moves
+    return balanced(p) and not any(_by_key(p, x) for x in (factor, *load.index))
+
+
+def _by_key(p: Problem, e: Expr) -> bool:
+    """Whether an expression differs from key to key in a row."""
+    return "j" in free_vars(e) or p.attend.product in set(walk(e))
 
 
 def _place(load: Load) -> Place:
@@ -150,6 +153,11 @@ def split_coefficient(e: Expr) -> tuple[Expr | None, Expr | None]:
             return a, rest
         case _:
             return None, e
+
+
+def by_product(p: Problem) -> tuple[Expr | None, Expr | None]:
+    """What dS is multiplied by for the gradient of q @ k, so split."""
+    return split_coefficient(derivative(p.attend.score, p.attend.product))
 
 
 def _is_one(e: Expr) -> bool:

@@ -128,7 +128,7 @@ def _forward_kernel(p: Problem, columns: Mapping[str, int]) -> t.Kernel:
     if part is not None:
         segment = b.value(op("sub", op("sub", segments.SEGS, 1), part), "segment")
         states = segments.joined(f, states, segment)
-        over = segments.span(f, segment, b.value(chunks, "chunks"))
+        over = segments.span(f, segment, segments.SEG, b.value(chunks, "chunks"))
     with b.inner() as scope:
         carried, now = carries(f, states, scope.depth)
         index = b.loop_index("chunk")
@@ -161,7 +161,7 @@ def _owns_kernel(p: Problem, f: Forward, columns: Mapping[str, int]) -> t.Kernel
     likes = f.initial()
     nothing = tuple(b.let("none", b.type_of(v.name), t.Full(Const(0.0, "real"))) for v in likes)
     ones = tuple(b.let("one", b.over(*segments.fade_axes(s)), t.Full(Const(1.0, "real"))) for s in held)
-    over = segments.span(f, part, b.value(chunk_count(f), "chunks"))
+    over = segments.span(f, part, segments.SEG, b.value(chunk_count(f), "chunks"))
     with b.inner() as scope:
         carried, now = carries(f, nothing, scope.depth)
         fades = [b.carry("fade", v, scope.depth) for v in ones]
@@ -222,8 +222,7 @@ def _sums_in_runs(p: Problem, reserved: tuple[str, ...]) -> tuple[tuple[t.Kernel
     f.kept.mode = "stores"
     b = f.k.b
     first, states = b.position("first"), f.initial()
-    begin = b.value(op("mul", op("floordiv", first, f.count * RUN), RUN), "begin")
-    over = t.Count(begin, b.value(op("min", op("add", begin, RUN), chunk_count(f)), "end"))
+    over = segments.span(f, op("floordiv", first, f.count * RUN), RUN, chunk_count(f))
     with b.inner() as scope:
         index = b.loop_index("chunk")
         f.k.tokens(b.value(op("mul", index, f.count), "first"), f.count)
@@ -231,19 +230,17 @@ def _sums_in_runs(p: Problem, reserved: tuple[str, ...]) -> tuple[tuple[t.Kernel
         f.kept.products()
         b.add(t.Yield(()))
     b.add(t.For(index.name, over, (), tuple(scope.statements), order="asc", note="one chunk after another"))
-    f.count, count = f.count * RUN, f.count
-    kernel = chunk_kernel("sums_kernel", f, first.name)
-    f.count = count
-    return (sink(kernel),), f.kept.tensors(p.extents)
+    return (sink(chunk_kernel("sums_kernel", f, first.name, chunks=RUN)),), f.kept.tensors(p.extents)
 
 
 def chunk_kernel(
-    name: str, f: Forward, first: str, columns: Mapping[str, int] = WHOLE, *, alone: bool = True
+    name: str, f: Forward, first: str, columns: Mapping[str, int] = WHOLE, *, alone: bool = True, chunks: int = 1
 ) -> t.Kernel:
-    """A kernel with a program for every chunk of a head; four warps where it is not `alone` on a multiprocessor."""
+    """A kernel with a program for every chunk of a head, or for so many; four warps where it is not `alone` on a
+    multiprocessor."""
     p, few = f.p, 0
     *parts, h, b = grid_of(columns, p)
-    grid = (*parts, t.GridAxis(first, N, "tile", f.count, "i"), h, b)
+    grid = (*parts, t.GridAxis(first, N, "tile", f.count * chunks, "i"), h, b)
     scalars = ("B", "H", "G", "M", "N", *(c.name for c in p.spec.constants))
     large = f.count * max(p.extents.values()) > (4096 if p.halves else enough(p))
     warps = 8 if large and alone and not columns else 4

@@ -60,10 +60,10 @@ def begin(f: Forward) -> Var:
     return f.k.b.position("part")
 
 
-def span(f: Forward, segment: Expr, chunks: Expr) -> t.Count:
-    """The chunks of a segment."""
-    first = f.k.b.value(op("mul", segment, SEG), "begin")
-    return t.Count(first, f.k.b.value(op("min", op("add", first, SEG), chunks), "end"))
+def span(f: Forward, part: Expr, length: Expr | int, chunks: Expr) -> t.Count:
+    """The chunks of one of the parts of `length` chunks, as a segment is."""
+    first = f.k.b.value(op("mul", part, length), "begin")
+    return t.Count(first, f.k.b.value(op("min", op("add", first, length), chunks), "end"))
 
 
 def factor(f: Forward, s: Held) -> Expr | None:

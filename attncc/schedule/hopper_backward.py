@@ -19,9 +19,9 @@ from collections.abc import Callable, Mapping
 from attncc.expr.build import TRUE, conj, op
 from attncc.expr.nodes import Const, Expr, Var
 from attncc.schedule.beyond import FIRST_KEY, FIRST_ROW, lies_before
-from attncc.schedule.captured import CONSUMERS, Capture, split_coefficient
+from attncc.schedule.captured import CONSUMERS, Capture, by_product, split_coefficient
 from attncc.schedule.hopper_backward_places import INT, KEYS, Places, State
-from attncc.schedule.hopper_backward_rows import factor_of_ds, sums_of
+from attncc.schedule.hopper_backward_rows import sums_of
 from attncc.schedule.hopper_backward_stream import affine, packed
 from attncc.schedule.hopper_backward_turns import NONE
 from attncc.schedule.hopper_config import HopperBackward
@@ -289,9 +289,8 @@ class _Keys(Places):
             return ()
         narrow = k.cast(product_gradient(k, ds)[1], self.p.variant.dtype)
         if self.exchanged:
-            self._send(
-                k.cast(ds, self.p.variant.dtype) if self.bare else narrow, op("add", n, 1) if self.plan.lag else n
-            )
+            sent = k.cast(ds, self.p.variant.dtype) if self.bare else narrow
+            self._send(sent, op("add", n, 1) if self.plan.lag else n)
         return self._accumulate(dk, self._operand(narrow), self.q_tile) if dk else ()
 
     def _added(self, sums: State, ds: Var, far: bool) -> State:
@@ -393,7 +392,7 @@ class _Keys(Places):
             return
         through = self.out_tile
         if tensor == "d_k":
-            value = scaled(k, value, factor_of_ds(self.p), "dk")
+            value = scaled(k, value, by_product(self.p)[0], "dk")
             k.b.add(t.CopyWait(0))
             through = self.out_tile if self.d.extent == self.e.extent else self.dk_tile
         elif self.resident:

@@ -7,9 +7,8 @@ from functools import partial, reduce
 
 from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Var
-from attncc.passes.differentiate import derivative
 from attncc.passes.stream import LOG2E
-from attncc.schedule.captured import Capture, split_coefficient
+from attncc.schedule.captured import Capture, by_product
 from attncc.schedule.config import Tiles
 from attncc.schedule.hopper_backward_stream import affine, packed
 from attncc.schedule.hopper_config import HopperBackward
@@ -70,11 +69,6 @@ def key_sums(p: Problem, tensor: str) -> t.Tensor:
     return t.Tensor(sums_of(p, tensor), ("b", "g", "j", prefix), (B, G, N, Const(size, "int")), p.real)
 
 
-def factor_of_ds(p: Problem) -> Expr | None:
-    """What products with dS are multiplied by, dQ and dK alike."""
-    return split_coefficient(derivative(p.attend.score, p.attend.product))[0]
-
-
 def _sums(k: Stream, source: str, prefix: str, at: tuple[Expr, ...], guard: Expr, hint: str) -> tuple[Var, ...]:
     """A float32 sum, a value per channel piece; `at` are the indices before the channel."""
     rows, parts = k.b.axes_of(at[-1]), []
@@ -96,7 +90,7 @@ def cast_keys_kernel(p: Problem, wanted: tuple[str, ...]) -> t.Kernel:
         if name.removeprefix("d_") in wanted:
             guard = op("lt", k.key, N)
             parts = _sums(k, sums_of(p, name), prefix, (b, g, k.key), guard, name)
-            factor = factor_of_ds(p) if name == "d_k" else None
+            factor = by_product(p)[0] if name == "d_k" else None
             k.store_matrix(name, prefix, (b, g), k.key, guard, tuple(scaled(k, x, factor, name) for x in parts))
     return t.Kernel("cast_keys_kernel", key_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
 
@@ -117,7 +111,7 @@ def cast_kernel(p: Problem, found: tuple[Capture, ...] = ()) -> t.Kernel:
         for c in found:
             assert c.along is not None
             store_rows(k, c, k.b.value(op("mul", total, c.along), "share"), ROWS)
-    factor, rest = split_coefficient(derivative(p.attend.score, p.attend.product))
+    factor, rest = by_product(p)
     if found and rest is not None:
         parts = tuple(k.b.value(op("mul", x, rest), "dq") for x in parts)
     k.store_matrix("d_q", "d", (b, h), k.row, k.guards.row, tuple(scaled(k, x, factor, "dq") for x in parts))

@@ -6,10 +6,9 @@ from dataclasses import replace
 
 from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Var
-from attncc.passes.differentiate import derivative
 from attncc.passes.simplify import scale
 from attncc.passes.stream import LOG2E
-from attncc.schedule.captured import split_coefficient
+from attncc.schedule.captured import by_product
 from attncc.schedule.config import Channels
 from attncc.schedule.separate import Parts, separate
 from attncc.schedule.stream import NEVER, Problem, Stream
@@ -23,7 +22,7 @@ def packed(p: Problem) -> tuple[str, ...]:
 
 def affine(p: Problem) -> float | None:
     """The score's constant derivative by the product, if it is one of exponential weights and in a safe range."""
-    factor, rest = split_coefficient(derivative(p.attend.score, p.attend.product))
+    factor, rest = by_product(p)
     slope = 1.0 if factor is None else factor.value if isinstance(factor, Const) else 0.0
     return float(slope) if p.exponential and rest is None and 2.0**-20 < abs(slope) < 2.0**20 else None
 

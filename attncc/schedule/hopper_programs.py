@@ -42,7 +42,7 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
     found = tuple(x for c in captures(p) for x in by_sides(p, c))
     found = tuple(along_queries(p, c) for c in found) if "q" in summed else found
     by_q = tuple(c for c in found if c.along is not None)
-    inside = tuple(c for c in found if c.place in ("key", "tile", "side") and not c.of_z and c not in by_q)
+    inside = tuple(c for c in found if c.place in ("key", "tile", "side") and not c.of_z and c.along is None)
     most = p if far is None or inside else far.problem
     demand = plain.demand(most)
     positions = bool({i, j} & set(walk(substitute(most.attend.score, {p.attend.product: ZERO}))))
@@ -54,7 +54,7 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
     if refused:
         return refused
     of_z = tuple(c for c in found if c.of_z)
-    beside = tuple(c for c in found if c.place in ("row", "pair") and not c.of_z and c not in by_q)
+    beside = tuple(c for c in found if c.place in ("row", "pair") and not c.of_z and c.along is None)
     tiles = plain.plain_plan(p)
     main, walked = bool(summed or inside), bool(beside or apart)
     near = tuple(c for c in found if c.place == "diagonal")

@@ -23,7 +23,7 @@ from attncc.passes.differentiate import derivative
 from attncc.passes.simplify import simplify
 from attncc.passes.stream import LOG2E
 from attncc.schedule.beyond import beyond, far_turn, near_of
-from attncc.schedule.captured import Capture, apart, split_coefficient
+from attncc.schedule.captured import Capture, apart, by_product, split_coefficient
 from attncc.schedule.config import Tiles
 from attncc.schedule.monotone import direction
 from attncc.schedule.ranges import Cut, Rows, visits
@@ -121,7 +121,7 @@ def score_gradient(k: Stream, known: Scores, dp: Var, lowered: bool = False) -> 
 
 def product_gradient(k: Stream, ds: Var) -> tuple[Expr | None, Var]:
     """(a factor for the sum's end, the gradient of q @ k without it)."""
-    factor, rest = split_coefficient(derivative(k.p.attend.score, k.p.attend.product))
+    factor, rest = by_product(k.p)
     return factor, ds if rest is None else k.b.value(op("mul", ds, rest), "dqk")
 
 
@@ -174,7 +174,7 @@ def queries_kernel(p: Problem, tiles: Tiles, wanted: bool, found: tuple[Capture,
     final = k.walk(seen, "j0", "j", (*dq, *sums), turn, "keys", tiles.config.stages, far)
     k.guards = Guards(row=k.guards.row)
     if wanted:
-        factor = split_coefficient(derivative(p.attend.score, p.attend.product))[0]
+        factor = by_product(p)[0]
         done = tuple(scaled(k, v, factor, "dq") for v in final[: len(dq)])
         k.store_matrix("d_q", "d", (b, h), k.row, k.guards.row, done)
     for c, total in zip(summed, final[len(dq) :], strict=True):
@@ -273,7 +273,7 @@ def keys_kernel(p: Problem, tiles: Tiles, wanted: frozenset[str], found: tuple[C
     else:
         final = head(Var("g", "int"), final)
     if dk:
-        factor = split_coefficient(derivative(p.attend.score, p.attend.product))[0]
+        factor = by_product(p)[0]
         k.store_matrix("d_k", "d", (b, g), k.key, own, tuple(scaled(k, v, factor, "dk") for v in final[: len(dk)]))
     if dv:
         k.store_matrix("d_v", "e", (b, g), k.key, own, final[len(dk) :])

@@ -8,7 +8,7 @@ from attncc.schedule.captured import along_queries, captures
 from attncc.schedule.programs import stream
 from attncc.tile.nodes import Program
 from attncc.tile.verify import verify
-from tests.schedule.test_hopper_backward import Case, _distance, is_partitioned
+from tests.schedule.test_hopper_backward import Case, distance, is_partitioned
 
 SHAPES = [(1, 2, 2, 270, 300, 64, 64), (2, 4, 2, 130, 100, 128, 128), (1, 4, 2, 170, 190, 96, 64)]
 """Of some length: over few pairs the sum for one number a head nearly cancels, and is 1.5e-2 off however it is made."""
@@ -36,7 +36,7 @@ def near(case: Case, program: Program, *names: str) -> None:
     case.check(program)
     found = case.run(program)
     for n in names:
-        assert _distance(found[f"d_{n}"], case.wanted[n]) < 8e-3, n
+        assert distance(found[f"d_{n}"], case.wanted[n]) < 8e-3, n
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -87,14 +87,14 @@ class Case:
         """Gradients of q, k, v agree with the reference within the rounding of the inputs' dtype."""
         found = self.run(program, seed)
         for n in set(self.names) & {"q", "k", "v"}:
-            assert _distance(found[f"d_{n}"], self.wanted[n]) < 8e-3, n
+            assert distance(found[f"d_{n}"], self.wanted[n]) < 8e-3, n
 
 
 def _rounded(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.bfloat16).double()
 
 
-def _distance(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+def distance(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
@@ -118,7 +118,7 @@ def test_captured_gradients_match_the_plain_program(name: str, shape: tuple[int,
     here, plain = (case.run(case.backward(target=x)) for x in ("gluon", "triton"))
     for p in case.spec.params:
         if p.sort == "real":
-            assert _distance(here[f"d_{p.name}"], plain[f"d_{p.name}"]) < 2e-3
+            assert distance(here[f"d_{p.name}"], plain[f"d_{p.name}"]) < 2e-3
 
 
 BY_ROW = {
@@ -137,7 +137,7 @@ def test_reads_by_row_end_where_the_rows_do(score: str, shape: tuple[int, ...]) 
     program = case.backward()
     assert is_partitioned(program)
     case.check(program)
-    assert _distance(case.run(program)["d_heat"], case.wanted["heat"]) < 8e-3
+    assert distance(case.run(program)["d_heat"], case.wanted["heat"]) < 8e-3
 
 
 TABLES = {
@@ -166,7 +166,7 @@ def test_tables_of_one_value_far_away(table: str, shape: tuple[int, ...]) -> Non
     assert "queries_kernel" not in {k.name for k in program.kernels}, "it would add at every pair"
     case.check(program)
     every_pair = case.run(case.backward(target="triton"))["d_table"]
-    assert _distance(case.run(program)["d_table"], every_pair) < 2e-3
+    assert distance(case.run(program)["d_table"], every_pair) < 2e-3
 
 
 @pytest.mark.parametrize("axes", ["b, h, m, n", "h, m, n", "m, n", "b, m, n"])
@@ -179,7 +179,7 @@ def test_gradients_of_pairs_add_up_in_one_order(axes: str) -> None:
     verify(program, deterministic=True)
     case.check(program)
     found, again = (case.run(program, seed)["d_w"] for seed in (0, 1))
-    assert (found == again).all() and _distance(found, case.wanted["w"]) < 8e-3
+    assert (found == again).all() and distance(found, case.wanted["w"]) < 8e-3
 
 
 PLANS = {

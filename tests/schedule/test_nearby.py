@@ -13,7 +13,7 @@ from attncc.schedule.variant import Target
 from attncc.tile.nodes import Dtype, Program, ReduceAdd
 from attncc.tile.verify import verify
 from attncc.tile.verify_steps import bodies
-from tests.schedule.test_hopper_backward import Case, _distance, is_partitioned
+from tests.schedule.test_hopper_backward import Case, distance, is_partitioned
 
 HALF = (
     "def half(x, size, far) = x if x < size // 2 else "
@@ -70,13 +70,13 @@ def test_their_gradients_match_the_reference(name: str, shape: tuple[int, ...]) 
         assert is_partitioned(program) == (target == "gluon")
         added = {s.tensor for k in program.kernels for s in bodies(k.body) if isinstance(s, ReduceAdd)}
         assert not any("table" in tensor for tensor in added)
-        assert _distance(one.run(program)["d_table"], one.wanted["table"]) < 8e-3
+        assert distance(one.run(program)["d_table"], one.wanted["table"]) < 8e-3
 
 
 def test_reads_that_something_multiplies() -> None:
     one = case("causal", SHAPES[0], "q @ k * table[{}, h] / sqrt(D)")
     for target in ("triton", "gluon"):
-        assert _distance(one.run(backward(one, target))["d_table"], one.wanted["table"]) < 8e-3
+        assert distance(one.run(backward(one, target))["d_table"], one.wanted["table"]) < 8e-3
 
 
 @pytest.mark.parametrize("name", ["causal", "a side each"])
@@ -84,12 +84,12 @@ def test_reads_that_something_multiplies() -> None:
 def test_smaller_tiles(name: str, dtype: Dtype) -> None:
     one = case(name, (1, 2, 1, 100, 130, 16, 32))
     program = backward(one, "triton", dtype=dtype)
-    assert _distance(one.run(program)["d_table"], one.wanted["table"]) < 4e-3
+    assert distance(one.run(program)["d_table"], one.wanted["table"]) < 4e-3
 
 
 def test_channels_beyond_128() -> None:
     one = case("causal", (1, 1, 1, 70, 80, 160, 160))
-    assert _distance(one.run(backward(one, "triton"))["d_table"], one.wanted["table"]) < 8e-3
+    assert distance(one.run(backward(one, "triton"))["d_table"], one.wanted["table"]) < 8e-3
 
 
 def test_with_a_gradient_of_lse_rows_do_not_add_up_to_0() -> None:
@@ -122,7 +122,7 @@ def test_what_differs_along_a_row_has_one(score: str) -> None:
 
 def test_two_reads_of_one_table() -> None:
     one = case("clipped", SHAPES[1], "q @ k / sqrt(D) + 0.5 * table[{}, h] + table[min(abs(i - j), 9), h]")
-    assert _distance(one.run(backward(one, "gluon"))["d_table"], one.wanted["table"]) < 8e-3
+    assert distance(one.run(backward(one, "gluon"))["d_table"], one.wanted["table"]) < 8e-3
 
 
 def test_where_sums_have_one_order() -> None:
@@ -130,4 +130,4 @@ def test_where_sums_have_one_order() -> None:
     program = backward(one, "gluon", ordered=True)
     verify(program, deterministic=True)
     first, again = (one.run(program, seed)["d_table"] for seed in (0, 1))
-    assert (first == again).all() and _distance(first, one.wanted["table"]) < 8e-3
+    assert (first == again).all() and distance(first, one.wanted["table"]) < 8e-3
