@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from attncc.errors import InternalError
 from attncc.expr.nodes import Expr, free_vars
+from attncc.tile.hopper import LANES
 from attncc.tile.nodes import (
     AllocShared,
     Carry,
@@ -32,6 +33,7 @@ from attncc.tile.nodes import (
     ReduceAdd,
     Rename,
     Scan,
+    SplitAxis,
     Stmt,
     Store,
     Type,
@@ -66,6 +68,13 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True)
+class Runs:
+    """`parent` with its columns in runs of `LANES`: what follows adds up the runs."""
+
+    parent: Mma
+
+
+@dataclass(frozen=True, slots=True)
 class Blocked:
     """Runs of `run` elements of the last axis a thread; threads along the last axis first."""
 
@@ -74,7 +83,7 @@ class Blocked:
     warps: int
 
 
-Layout = Mma | Operand | Slice | Blocked
+Layout = Mma | Operand | Slice | Runs | Blocked
 Table = dict[str, Layout]
 
 
@@ -162,6 +171,10 @@ class _Pass:
                         self._set(name, self.table[v])
             case Let(name, _, Cast(value) | DotWait(value) | Scan(_, value) | Rename(value)) if value in self.table:
                 self._set(name, self.table[value])
+            case Let(name, _, SplitAxis(value)) if isinstance(own := self.table.get(value), Mma):
+                self._set(name, Runs(own))
+            case Let(name, type_, Reduce(_, value)) if isinstance(own := self.table.get(value), Runs):
+                self._set(name, Mma(type_.axes[1].extent, own.parent.bits, own.parent.warps))
             case Let(name, _, Reduce(_, value)) if value in self.table:
                 self._set(name, project(self.table[value], self.types[value].names(), self.types[name].names()))
             case For(carried=carried, body=body):
@@ -211,6 +224,8 @@ class _Pass:
                 self._wanted(name, type_, [start], operands)
             case Let(name, _, Cast(value) | DotWait(value) | Scan(_, value) | Rename(value)):
                 self._same(name, value, operands)
+            case Let(_, _, SplitAxis(value)) if (axes := self.types[value].axes)[1].extent % LANES == 0:
+                self._set(value, Mma(axes[1].extent, 16, self.warps))
             case For(carried=carried, body=body):
                 self._ask_carried(carried, (body,), operands)
             case If(carried=carried, then=then, orelse=orelse):

@@ -6,7 +6,8 @@ import math
 import struct
 from collections.abc import Collection, Mapping
 
-from attncc.codegen.gluon_layouts import BITS, Blocked, Layout, Mma, Operand, Slice
+from attncc.codegen.gluon_layouts import BITS, Blocked, Layout, Mma, Operand, Runs, Slice
+from attncc.errors import InternalError
 from attncc.tile.nodes import Dtype, Slot, Type
 
 TESTED = ((3, 6), (3, 9))
@@ -83,6 +84,8 @@ class Layouts:
                 of = self.register(parent)
                 name = f"{'ROWS' if dim == 1 else 'COLS'}_{of.removeprefix('MMA_')}"
                 text = f"gl.SliceLayout({dim}, {of})"
+            case Runs():
+                raise InternalError("a tile in runs is only added up")
             case Blocked(shape, run, warps):
                 name = f"BLOCKED_{'x'.join(map(str, shape))}_W{warps}"
                 text = _blocked(shape, run, warps)

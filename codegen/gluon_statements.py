@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from types import MappingProxyType
 
-from attncc.codegen.gluon_layouts import BITS, Layout, Mma, Operand
+from attncc.codegen.gluon_layouts import BITS, Layout, Mma, Operand, Runs
 from attncc.codegen.gluon_memory import Memory
 from attncc.codegen.gluon_spelling import DTYPES
 from attncc.codegen.gluon_values import Scope, shape
@@ -38,6 +38,7 @@ from attncc.tile.nodes import (
     Scan,
     SharedLoad,
     Slot,
+    SplitAxis,
     Stmt,
     Store,
     Type,
@@ -114,7 +115,10 @@ class Body(Memory):
             case Cast(value) if layout is None:
                 return self._cast(self.use(value), value, type_)
             case Reduce(how, value, axis):
-                return self._reduce(how, value, axis)
+                text = self._reduce(how, value, axis)
+                if layout is not None and isinstance(self.scope.table[value], Runs):
+                    return f"gl.convert_layout({text}, {self.scope.named.register(layout)})"
+                return text
             case _ if layout is None:
                 raise InternalError(f"{name}: {type(op).__name__} has axes")
             case _:
@@ -130,6 +134,8 @@ class Body(Memory):
                 return self.value(value, layout)
             case SharedLoad(slot):
                 return f"{self.slot(slot, type_.names())}.load({self.scope.named.register(layout)})"
+            case SplitAxis(value) if isinstance(layout, Runs):
+                return f"{self.value(value, layout.parent)}.reshape({shape(type_)})"
             case DotWait(value, pending):
                 return f"warpgroup_mma_wait({pending}, [{self.use(value)}])"
             case Dot():

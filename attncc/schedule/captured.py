@@ -8,7 +8,7 @@ A read x[index] of the score gets dS * (d score / d x) at every pair. The indice
     both              an addition at the read's own index, in memory; where sums have one order, a number per pair
 
 Where that derivative is q @ k times a number of the row, the row's sum is that number times q . sum_j dS k_j: kernels
-that have that sum for dQ get it from there (see `along_queries`).
+that own rows and have that sum for dQ get it from there (see `along_queries`).
 
 A table by offset that has one index beyond some offsets (see attncc.schedule.nearby) is summed by diagonals: a number
 per offset and tile of rows. One with an index of its own on each side of them gets the sums of all pairs of each side,
@@ -70,7 +70,8 @@ def captures(p: Problem) -> tuple[Capture, ...]:
         for load, factor in zip(loads, gradients(root, loads), strict=True):
             if factor is not ZERO and not (root is p.attend.score and _cancels(p, load, factor)):
                 name = f"d_{load.tensor}_{'z' if of_z else 's'}{len(out)}"
-                out.append(_by_distance(p, Capture(load, factor, _place(load), of_z, name)))
+                c = Capture(load, factor, _place(load), of_z, name)
+                out.append(_by_distance(p, along_queries(p, c) if "q" in p.variant.gradients else c))
     return tuple(out)
 
 
@@ -99,7 +100,7 @@ def by_sides(p: Problem, c: Capture) -> tuple[Capture, ...]:
 
 
 def along_queries(p: Problem, c: Capture) -> Capture:
-    """A capture without j as what q and the float32 sum of dQ give it, where its factor is q @ k times a row's own."""
+    """A capture without j as what q and the sum of dQ give it, where its factor is q @ k times a row's own."""
     product = p.attend.product
     if c.of_z or c.place not in ("row", "tile") or not _multiple(c.factor, product):
         return c

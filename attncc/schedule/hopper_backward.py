@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 
 from attncc.expr.build import TRUE, conj, op
 from attncc.expr.nodes import Const, Expr, Var
+from attncc.schedule import lanes
 from attncc.schedule.beyond import FIRST_KEY, FIRST_ROW, lies_before
 from attncc.schedule.captured import CONSUMERS, Capture, by_product, split_coefficient
 from attncc.schedule.hopper_backward_places import INT, KEYS, Places, State
@@ -41,14 +42,9 @@ NOTES: Mapping[Kind, str] = {
 }
 
 
-def partitioned_keys(
-    p: Problem, plan: HopperBackward, wanted: frozenset[str], found: tuple[Capture, ...], *, bare: bool = False
-) -> t.Kernel:
-    """dK, dV and the float32 sum of dQ, where wanted, and the captures of j alone or of neither index.
-
-    The sum is `bare` where it is that of dS k: what a row's scores multiply the product by is left out.
-    """
-    return _Keys(p, plan, wanted, found, bare=bare).kernel()
+def partitioned_keys(p: Problem, plan: HopperBackward, wanted: frozenset[str], found: tuple[Capture, ...]) -> t.Kernel:
+    """dK, dV and the float32 sum of dQ, where wanted, and the captures of j alone or of neither index."""
+    return _Keys(p, plan, wanted, found).kernel()
 
 
 class _Keys(Places):
@@ -148,9 +144,11 @@ class _Keys(Places):
 
     def _one_head(self, start: Expr, state: State) -> State:
         k = self.k
-        sums = tuple(k.b.let("sum", k.b.over("j"), t.Full(ZERO), f"for {c.load.tensor}") for c, _ in self.sums)
+        type = lanes.type_of(k, "j") if self.plan.lanes else k.b.over("j")
+        sums = tuple(k.b.let("sum", type, t.Full(ZERO), f"for {c.load.tensor}") for c, _ in self.sums)
         final = self._loops(start, (*state, *sums), self._turn)
-        for (c, n), total in zip(self.sums, final[len(state) :], strict=True):
+        for (c, n), parts in zip(self.sums, final[len(state) :], strict=True):
+            total = lanes.whole(k, parts, "j", "sum") if self.plan.lanes else parts
             self._store_sum(c, n, scaled(k, total, split_coefficient(c.factor)[0], "sum"))
         return final[: len(state)]
 
@@ -289,8 +287,7 @@ class _Keys(Places):
             return ()
         narrow = k.cast(product_gradient(k, ds)[1], self.p.variant.dtype)
         if self.exchanged:
-            sent = k.cast(ds, self.p.variant.dtype) if self.bare else narrow
-            self._send(sent, op("add", n, 1) if self.plan.lag else n)
+            self._send(narrow, op("add", n, 1) if self.plan.lag else n)
         return self._accumulate(dk, self._operand(narrow), self.q_tile) if dk else ()
 
     def _added(self, sums: State, ds: Var, far: bool) -> State:
@@ -309,6 +306,8 @@ class _Keys(Places):
         return tuple(out)
 
     def _summed(self, share: Var) -> Var:
+        if self.plan.lanes:
+            return lanes.part(self.k, share, "j", "part")
         return self.k.b.let("part", self.k.b.over("j"), t.Reduce("sum", share.name, "i"))
 
     def _share(self, c: Capture, n: int, ds: Var) -> Var:

@@ -45,10 +45,8 @@ class Places(Resident):
     def feed(self) -> Expr:
         """What the producer does at a place; the turn it ends at."""
 
-    def __init__(
-        self, p: Problem, plan: HopperBackward, wanted: frozenset[str], found: tuple[Capture, ...], *, bare: bool
-    ) -> None:
-        self.p, self.plan, self.wanted, self.found, self.bare = p, plan, wanted, found, bare
+    def __init__(self, p: Problem, plan: HopperBackward, wanted: frozenset[str], found: tuple[Capture, ...]) -> None:
+        self.p, self.plan, self.wanted, self.found = p, plan, wanted, found
         self.sums = tuple((c, n) for c in found for n in range(len(c.sides) if c.place == "side" else 1))
         """Captures, and of what has sums for sides the number of the side."""
         self.k: StagedStream = StagedStream(p, ("j", "i"))

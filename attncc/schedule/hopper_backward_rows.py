@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial, reduce
 
 from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Var
@@ -13,7 +12,7 @@ from attncc.schedule.config import Tiles
 from attncc.schedule.hopper_backward_stream import affine, packed
 from attncc.schedule.hopper_config import HopperBackward
 from attncc.schedule.stream import B, G, H, M, N, Problem, Stream, b, g, h
-from attncc.schedule.stream_backward import gradients_of_z, key_grid, row_statistics, scaled, store_rows
+from attncc.schedule.stream_backward import gradients_of_z, key_grid, row_statistics, scaled
 from attncc.schedule.stream_forward import row_grid, row_program
 from attncc.tile import nodes as t
 
@@ -95,31 +94,12 @@ def cast_keys_kernel(p: Problem, wanted: tuple[str, ...]) -> t.Kernel:
     return t.Kernel("cast_keys_kernel", key_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
 
 
-ROWS = 64
-"""Of a program of the kernel that casts dQ."""
-
-
-def cast_kernel(p: Problem, found: tuple[Capture, ...] = ()) -> t.Kernel:
-    """d_q from its float32 sum; from that sum, then of dS k alone, and q the captures `found`."""
+def cast_kernel(p: Problem) -> t.Kernel:
+    """d_q from its float32 sum."""
     k = Stream(p, ("i", "j"))
-    tiles = Tiles(ROWS, 16, t.Config(warps=4, stages=1))
+    tiles = Tiles(64, 16, t.Config(warps=4, stages=1))
     row_program(k, tiles)
     parts = _sums(k, p.own("d_q_sum"), "d", (b, h, k.row), k.guards.row, "dq")
-    if found:
-        queries = k.matrix("q", "d", (b, h), k.row, k.guards.row)
-        total = reduce(partial(op, "add"), map(partial(_along, k), queries, parts))
-        for c in found:
-            assert c.along is not None
-            store_rows(k, c, k.b.value(op("mul", total, c.along), "share"), ROWS)
-    factor, rest = by_product(p)
-    if found and rest is not None:
-        parts = tuple(k.b.value(op("mul", x, rest), "dq") for x in parts)
+    factor = by_product(p)[0]
     k.store_matrix("d_q", "d", (b, h), k.row, k.guards.row, tuple(scaled(k, x, factor, "dq") for x in parts))
     return t.Kernel("cast_kernel", row_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
-
-
-def _along(k: Stream, q: Var, part: Var) -> Expr:
-    """q . part over the channels of a piece."""
-    (channel,) = set(k.b.type_of(part.name).names()) - {"i"}
-    along = k.b.value(op("mul", k.cast(q, k.p.real), part), "along")
-    return k.b.let("sum", k.b.over("i"), t.Reduce("sum", along.name, channel))

@@ -35,6 +35,14 @@ class HopperForward:
     """Weights wait for their product in the inputs' dtype: fewer registers, longer turns."""
     early: bool = False
     """The product of the turn before is awaited ahead of the exponentials: with `rounded` weights, fewer registers."""
+    settled: bool = False
+    """Values are awaited at a turn's end, else where they are multiplied.
+
+    Compilers move nothing over that wait: at the end it keeps the product of the turn before under the exponentials;
+    later, weights are rounded under them, but that product is awaited ahead of them.
+    """
+    lanes: bool = True
+    """Sums of weights are completed by a row's threads after the last turn only: shorter turns, two more registers."""
     resident: bool = True
     """Where there is room, a program stays on its multiprocessor and works at one place of the grid after another."""
     ahead: int = 2
@@ -49,7 +57,8 @@ class HopperForward:
 
 
 _TWO = " ".join(
-    f"partitioned.forward.{x}" for x in ("consumers=2", "registers=240", "early=False", "turns=False", "rounded=True")
+    f"partitioned.forward.{x}"
+    for x in ("consumers=2 registers=240 early=False turns=False rounded=True settled=True lanes=False").split()
 )
 LADDER: Mapping[str, tuple[str, ...]] = {
     "forward": (_TWO, f"{_TWO} partitioned.forward.keys=64"),
@@ -63,16 +72,28 @@ LADDER: Mapping[str, tuple[str, ...]] = {
 """What is tried in turn, as overrides, where the default plan of a half does not fit a thread's registers."""
 
 
-def forward_plan(widest: int, demand: Demand, short: bool = False) -> HopperForward:
-    """The default for channels of at most `widest`, or what was found to fit better.
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """What the walks of a forward's rows over keys are like."""
 
-    Walks are `short` where both their ends move with the rows: fewer rows that share them visit fewer tiles.
-    """
-    found = HopperForward(rounded=True)
-    if widest <= 64 and not short:
-        found = HopperForward(consumers=3, depth=4, registers=160, rounded=True, early=True, turns=True)
+    short: bool = False
+    """Both ends move with the rows: fewer rows that share a walk visit fewer tiles."""
+    even: bool = False
+    """Neither end does, so that all rows take the same turns."""
+    ended: bool = False
+    """A constant term joins the sums at the end; assemblers make the products of `early` turns wait for it."""
+
+
+def forward_plan(widest: int, demand: Demand, walk: Walk = Walk()) -> HopperForward:
+    """The default for channels of at most `widest`, or what was found to fit better."""
+    found = HopperForward(rounded=True, settled=walk.short)
+    if widest <= 64 and not walk.short:
+        early = not walk.even and not walk.ended
+        found = HopperForward(consumers=3, depth=4, registers=160, rounded=True, early=early, turns=True)
     elif widest > 128:
         found = HopperForward(keys=64)
+    elif walk.even and not walk.ended and demand.live == "plain":
+        found = replace(found, early=True)
     return changed(found, FORWARD.get(class_of(widest, demand), ""))
 
 
@@ -107,6 +128,8 @@ class HopperBackward:
     """Where the mask is needed, that dQ is multiplied after the exponentials: its accumulator makes room for them."""
     started: bool = False
     """Products of q and k start at minus log2 Z, where the score is affine in them."""
+    lanes: bool = False
+    """Sums for captured tensors are completed after the last turn only: shorter turns, two more registers each."""
     hold: Literal["weights", "product"] = "weights"
     """What waits in registers for dP: the weights, or the product that all else is computed from again."""
     resident: bool = True
@@ -144,9 +167,10 @@ def _backward_plan(D: int, E: int, demand: Demand, burden: Burden) -> HopperBack
     hold: Literal["weights", "product"] = "product" if burden.curved or demand.curved else "weights"
     crowded = burden.sums or hold == "product" or demand.reads_pairs
     calm = crowded or burden.positions or demand.reads_rows
+    lanes = burden.sums and not burden.positions and not burden.far
     if max(D, E) > 64:
         share: Literal["columns", "keys"] = "columns" if D > 64 else "keys"
-        return HopperBackward(share=share, hold=hold, calm=calm, resident=hold == "weights")
+        return HopperBackward(share=share, hold=hold, calm=calm, resident=hold == "weights", lanes=lanes)
     if crowded:
-        return HopperBackward(share="keys", hold=hold, resident=hold == "weights", started=burden.far)
+        return HopperBackward(share="keys", hold=hold, resident=hold == "weights", started=burden.far, lanes=lanes)
     return HopperBackward(rows=128, share="rows", started=True, calm=calm)

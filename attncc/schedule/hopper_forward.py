@@ -24,6 +24,7 @@ from functools import partial
 from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Var, free_vars, walk
 from attncc.ir.nodes import Load
+from attncc.schedule import lanes
 from attncc.schedule.beyond import FIRST_KEY, FIRST_ROW, beyond, near_of
 from attncc.schedule.config import Tiles
 from attncc.schedule.hopper_config import ROOM, HopperForward
@@ -180,7 +181,7 @@ class _Forward(Resident):
         acc = k.zeros("acc", "i", "e")
         state = acc
         if self.p.normalised:
-            m, l = initial_statistics(k)
+            m, l = initial_statistics(k, lanes.type_of(k, "i") if plan.lanes else k.b.over("i"))
             state = (*(m, l, l)[: self.stats], *acc)
         k.b.add(t.BarWait(t.Bar(self.q_ring.full, ZERO), self.q_ring.at(k.b, self.item)[1]))
         self._walk(state)
@@ -230,8 +231,8 @@ class _Forward(Resident):
 
         early = (lambda m: end(s, m)) if self.plan.early else (lambda m: None)
         new, w = self._weights(s, n, kind, stats, early)
-        _, phase = self.v_ring.at(k.b, self.at(n))
-        k.b.add(t.BarWait(t.Bar(self.v_ring.full, slot), phase))
+        if self.plan.settled:
+            self._values_of(n)
         if not self.plan.early:
             end(w)
         elif self.p.normalised:
@@ -262,7 +263,7 @@ class _Forward(Resident):
         return self.k.b.let("p", self.k.b.type_of(narrow.name), t.Convert(narrow.name, "operand"))
 
     def _product(self, n: Expr, state: State) -> State:
-        """O += P V of turn `n`, whose values are there; begun and not awaited. What is left of the turn's sums, too."""
+        """O += P V of turn `n`, begun and not awaited. What is left of the turn's sums, too."""
         k, p = self.k, self.p
         stats, acc, w = state[: self.stats], state[self.stats : -1], state[-1]
         slot, _ = self.v_ring.at(k.b, self.at(n))
@@ -273,16 +274,27 @@ class _Forward(Resident):
             acc = tuple(k.b.value(op("mul", a, alpha), "acc") for a in acc)
             stats = (m, l, alpha)
         operand = w if p.variant.dtype == k.b.type_of(w.name).dtype else self._rounded(w)
+        if not self.plan.settled:
+            self._values_of(n)
         out = []
         for a, values in zip(acc, self.values.slots(slot), strict=True):
             dot = t.Dot(operand.name, values, "j", a.name, asynchronous=True)
             out.append(k.b.let("acc", k.b.type_of(a.name), dot))
         return (*stats, *out)
 
+    def _values_of(self, n: Expr) -> None:
+        """Waits for the values of turn `n`."""
+        slot, phase = self.v_ring.at(self.k.b, self.at(n))
+        self.k.b.add(t.BarWait(t.Bar(self.v_ring.full, slot), phase))
+
     def _summed(self, l: Var, w: Var, alpha: Expr) -> Var:
         """The running sum with this turn's weights."""
-        added = self.k.b.let("added", self.k.b.over("i"), t.Reduce("sum", w.name, "j"))
-        return self.k.b.value(op("add", op("mul", l, alpha), added), "l")
+        k = self.k
+        if self.plan.lanes:
+            added = lanes.part(k, w, "i", "added")
+        else:
+            added = k.b.let("added", k.b.over("i"), t.Reduce("sum", w.name, "j"))
+        return k.b.value(op("add", op("mul", l, alpha), added), "l")
 
     def _weights(self, s: Var, n: Expr, kind: Kind, stats: State, between: Callable[[Var], None]) -> tuple[State, Var]:
         """The new statistics and the weights of a turn; `between` stands before the exponentials."""
@@ -308,7 +320,8 @@ class _Forward(Resident):
         acc = tuple(k.b.let("acc", k.b.type_of(a.name), t.DotWait(a.name, 0)) for a in unfinished)
         k.guards = Guards(row=k.guards.row)
         if self.p.normalised:
-            acc = finish(k, stats[0], stats[1], acc)
+            l = lanes.whole(k, stats[1], "i", "l") if plan.lanes else stats[1]
+            acc = finish(k, stats[0], l, acc)
         if self.out is None:
             k.channels["e"] = k.channel_pieces("e")
             k.store_matrix("out", "e", (b, h), k.row, k.guards.row, acc)

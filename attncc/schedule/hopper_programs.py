@@ -5,13 +5,12 @@ from __future__ import annotations
 from attncc.expr.nodes import substitute, walk
 from attncc.schedule import steps as plain
 from attncc.schedule.beyond import beyond
-from attncc.schedule.captured import Capture, along_queries, buffer, by_sides, captures, consumers_buffer
+from attncc.schedule.captured import Capture, buffer, by_sides, captures, consumers_buffer
 from attncc.schedule.diagonals import diagonals_kernel
 from attncc.schedule.hopper import backward_refusal
 from attncc.schedule.hopper_backward import partitioned_keys
 from attncc.schedule.hopper_backward_places import KEYS, each_head_apart
 from attncc.schedule.hopper_backward_rows import (
-    ROWS,
     cast_kernel,
     cast_keys_kernel,
     key_sums,
@@ -31,17 +30,16 @@ from attncc.tile.dialect import works
 
 
 def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward | None = None) -> t.Program | str:
-    """The partitioned backward, or why there is none. Captures by row or by pair get a plain kernel beside it, but for
-    those that dQ's sum gives.
+    """The partitioned backward, or why there is none. Captures by row or by pair get a plain kernel beside it.
 
-    So does dQ where every sum is added up in one order: the partitioned kernels of all keys add to it as they come.
+    So does dQ where every sum is added up in one order, or where captures are made of it: the partitioned kernels of
+    all keys add to it as they come.
     """
     wanted, far = p.variant.gradients, beyond(p)
-    apart = p.variant.ordered and "q" in wanted
-    summed = frozenset(wanted) & {"q", "k", "v"} - ({"q"} if apart else set())
     found = tuple(x for c in captures(p) for x in by_sides(p, c))
-    found = tuple(along_queries(p, c) for c in found) if "q" in summed else found
-    by_q = tuple(c for c in found if c.along is not None)
+    by_q = any(c.along is not None for c in found)
+    apart = "q" in wanted and (p.variant.ordered or by_q)
+    summed = frozenset(wanted) & {"q", "k", "v"} - ({"q"} if apart else set())
     inside = tuple(c for c in found if c.place in ("key", "tile", "side") and not c.of_z and c.along is None)
     most = p if far is None or inside else far.problem
     demand = plain.demand(most)
@@ -54,7 +52,7 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
     if refused:
         return refused
     of_z = tuple(c for c in found if c.of_z)
-    beside = tuple(c for c in found if c.place in ("row", "pair") and not c.of_z and c.along is None)
+    beside = tuple(c for c in found if (c.place in ("row", "pair") and not c.of_z) or c.along is not None)
     tiles = plain.plain_plan(p)
     main, walked = bool(summed or inside), bool(beside or apart)
     near = tuple(c for c in found if c.place == "diagonal")
@@ -62,9 +60,9 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
     if p.normalised:
         kernels.append(statistics_kernel(p, how, of_z, walked or bool(near)))
     if main:
-        kernels.append(partitioned_keys(p, how, summed, inside, bare=bool(by_q)))
+        kernels.append(partitioned_keys(p, how, summed, inside))
     if "q" in summed:
-        kernels.append(cast_kernel(p, by_q))
+        kernels.append(cast_kernel(p))
     shared = tuple(n for n in ("k", "v") if n in summed and each_head_apart(p))
     if shared:
         kernels.append(cast_keys_kernel(p, shared))
@@ -92,8 +90,6 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
 
 def _buffer(c: Capture, p: Problem, how: HopperBackward, rows: int) -> t.Tensor:
     """The tensor a capture's share is collected in: where no index is left one number per consumer and side."""
-    if c.along is not None:
-        return buffer(c, p, ROWS)
-    if c.place == "tile" and not c.of_z:
+    if c.place == "tile" and not c.of_z and c.along is None:
         return consumers_buffer(c, p, 2 * KEYS)
     return buffer(c, p, how.rows if c.of_z else 2 * KEYS if c.place == "side" else rows)

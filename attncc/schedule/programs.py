@@ -9,13 +9,13 @@ from attncc.schedule.captured import buffer, captures
 from attncc.schedule.diagonals import diagonals_kernel
 from attncc.schedule.heads import without_groups
 from attncc.schedule.hopper import forward_refusal
-from attncc.schedule.hopper_config import forward_plan
+from attncc.schedule.hopper_config import Walk, forward_plan
 from attncc.schedule.hopper_forward import partitioned_forward
 from attncc.schedule.hopper_programs import backward_program as hopper_backward
 from attncc.schedule.overrides import overridden
 from attncc.schedule.partitions import counter
 from attncc.schedule.prune import prune
-from attncc.schedule.ranges import short
+from attncc.schedule.ranges import short, uneven
 from attncc.schedule.runs import Run, with_runs
 from attncc.schedule.steps import (
     backward_inputs,
@@ -76,7 +76,9 @@ def _forward_kernel(p: Problem) -> tuple[t.Kernel, str]:
         return forward_kernel(p, plain_plan(p).forward), ""
     widest, far = max(p.variant.D, p.variant.E), beyond(p)
     most = p if far is None or widest <= 64 else far.problem  # three consumers have no room for near tiles
-    default = forward_plan(widest, demand(most), short(p.by_row, "i"))
+    brief = short(p.by_row, "i")
+    walk = Walk(brief, not brief and not uneven(p.by_row, "i"), p.attend.normaliser.z is not None)
+    default = forward_plan(widest, demand(most), walk)
     plan = overridden(default, p.variant.tiles, "partitioned.forward")
     reason = forward_refusal(p, plan)
     if reason:
@@ -101,7 +103,7 @@ def _plain_backward(p: Problem, runs: tuple[Run, ...]) -> t.Program:
     of_z = tuple(c for c in found if c.of_z)
     by_key = tuple(c for c in found if c.place == "key" and not c.of_z)
     by_row = tuple(c for c in found if c.place not in ("key", "diagonal") and not c.of_z)
-    fused = tiles.fused and "q" in wanted and bool({"k", "v"} & set(wanted))
+    fused = tiles.fused and "q" in wanted and bool({"k", "v"} & set(wanted)) and all(c.along is None for c in found)
     kernels: list[t.Kernel] = []
     if p.normalised:
         kernels.append(delta_kernel(p, tiles.delta, of_z))

@@ -12,8 +12,9 @@ Scores are laid out key by query in the first, query by key in the second, so th
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Literal
 
 from attncc.expr.build import conj, op
@@ -140,13 +141,17 @@ def scaled(k: Stream, value: Var, factor: Expr | None, hint: str) -> Var:
 
 
 def queries_kernel(p: Problem, tiles: Tiles, wanted: bool, found: tuple[Capture, ...]) -> t.Kernel:
-    """dQ (where wanted) and the captures that lack j or have both indices."""
+    """dQ (where wanted) and the captures that lack j or have both indices.
+
+    Where some are `along` q, dQ is that of dS k until the end: what a row's scores multiply the product by is left out.
+    """
     k = Stream(p, ("i", "j"))
     rows = row_program(k, tiles)
     q, d_out = _queries(k, "q", "d"), _queries(k, "d_out", "e")
     distant = beyond(p)
     seen = visits(k.b, p.by_row, rows, Cut(tiles.keys, N, Const(0, "int")), near_of(distant))
-    summed = tuple(c for c in found if c.place in ("tile", "row"))
+    along = tuple(c for c in found if c.along is not None)
+    summed = tuple(c for c in found if c.place in ("tile", "row") and c.along is None)
     dq = k.zeros("dq", "i", "d") if wanted else ()
     sums = tuple(k.b.let("sum", k.b.over("i"), t.Full(ZERO), f"for {c.load.tensor}") for c in summed)
 
@@ -161,7 +166,8 @@ def queries_kernel(p: Problem, tiles: Tiles, wanted: bool, found: tuple[Capture,
         ds = score_gradient(k, known, dp)
         new: tuple[Var, ...] = ()
         if wanted:
-            new = k.accumulate(state[: len(dq)], product_gradient(k, ds)[1], keys, "j", "dq")
+            whole = ds if along else product_gradient(k, ds)[1]
+            new = k.accumulate(state[: len(dq)], whole, keys, "j", "dq")
         for c, total in zip(summed, state[len(dq) :], strict=True):
             part = k.b.let("part", k.b.over("i"), t.Reduce("sum", share_of(k, c, ds).name, "j"))
             new += (k.b.value(op("add", total, part), "sum"),)
@@ -174,12 +180,30 @@ def queries_kernel(p: Problem, tiles: Tiles, wanted: bool, found: tuple[Capture,
     final = k.walk(seen, "j0", "j", (*dq, *sums), turn, "keys", tiles.config.stages, far)
     k.guards = Guards(row=k.guards.row)
     if wanted:
-        factor = by_product(p)[0]
-        done = tuple(scaled(k, v, factor, "dq") for v in final[: len(dq)])
-        k.store_matrix("d_q", "d", (b, h), k.row, k.guards.row, done)
+        done = final[: len(dq)]
+        for c, share in zip(along, _along(k, q, done, along), strict=True):
+            store_rows(k, c, share, tiles.rows)
+        factor, rest = by_product(p)
+        done = tuple(scaled(k, v, rest, "dq") for v in done) if along else done
+        k.store_matrix("d_q", "d", (b, h), k.row, k.guards.row, tuple(scaled(k, v, factor, "dq") for v in done))
     for c, total in zip(summed, final[len(dq) :], strict=True):
         store_rows(k, c, scaled(k, total, split_coefficient(c.factor)[0], "sum"), tiles.rows)
     return t.Kernel("queries_kernel", row_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
+
+
+def _along(k: Stream, q: tuple[Var, ...], dq: tuple[Var, ...], found: tuple[Capture, ...]) -> Iterator[Var]:
+    """What rows add to captures that are multiples of q . sum_j dS k_j."""
+    if not found:
+        return
+    parts: list[Expr] = []
+    for of_q, of_dq in zip(q, dq, strict=True):
+        (channel,) = set(k.b.type_of(of_dq.name).names()) - {"i"}
+        both = k.b.value(op("mul", k.cast(of_q, k.p.real), of_dq), "along")
+        parts.append(k.b.let("part", k.b.over("i"), t.Reduce("sum", both.name, channel)))
+    total = reduce(partial(op, "add"), parts)
+    for c in found:
+        assert c.along is not None
+        yield k.b.value(op("mul", total, c.along), "share")
 
 
 def store_rows(k: Stream, c: Capture, per_row: Var, tile: int) -> None:

@@ -82,10 +82,10 @@ def forward_kernel(p: Problem, tiles: Tiles) -> t.Kernel:
     return t.Kernel("forward_kernel", row_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
 
 
-def initial_statistics(k: Stream) -> tuple[Var, Var]:
-    """m and l before the first key."""
-    type = k.b.over("i")
-    return k.b.let("m", type, t.Full(NEVER), "running maximum"), k.b.let("l", type, t.Full(ZERO), "running sum")
+def initial_statistics(k: Stream, sums: t.Type | None = None) -> tuple[Var, Var]:
+    """m and l before the first key, l one number a row or of the type `sums`."""
+    m = k.b.let("m", k.b.over("i"), t.Full(NEVER), "running maximum")
+    return m, k.b.let("l", sums or k.b.over("i"), t.Full(ZERO), "running sum")
 
 
 def _sink(p: Problem) -> Expr | None:

@@ -4,3 +4,5 @@ from __future__ import annotations
 
 REGISTERS = 65536
 SHARED_BYTES = 232448
+LANES = 8
+"""Neighbouring columns of an accumulator that four threads share, two each; every next eight are shared alike."""

@@ -31,6 +31,8 @@ class Cubin:
     products: int
     waits: int
     bulk_copies: int
+    exchanges: int
+    """Of numbers between the threads of a warp."""
     shared_bytes: int
     spilled_bytes: int
     registers: int
@@ -73,6 +75,7 @@ def _assembled(built: Any, folder: Path) -> Cubin:
     return Cubin(
         products=ptx.count("wgmma.mma_async"),
         waits=sass.count("WARPGROUP.DEPBAR"),
+        exchanges=ptx.count("shfl.sync.bfly"),
         bulk_copies=len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.shared::c\w+\.global", ptx)),
         shared_bytes=built.metadata.shared,
         spilled_bytes=sum(int(x) for x in re.findall(r"(\d+) bytes spill stores", said)),

@@ -5,12 +5,30 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from attncc.codegen.gluon_layouts import Blocked, Mma, Operand, Slice, layouts, project
+from attncc.codegen.gluon_layouts import Blocked, Mma, Operand, Runs, Slice, layouts, project
 from attncc.codegen.gluon_printer import print_gluon
 from attncc.codegen.gluon_spelling import swizzle
+from attncc.driver import programs
 from attncc.expr.build import ivar
 from attncc.expr.nodes import Const
-from attncc.tile.nodes import Axis, Dtype, Iota, Kernel, Let, Load, Store, Type
+from attncc.grammar import parse
+from attncc.schedule.variant import Variant
+from attncc.tile.hopper import LANES
+from attncc.tile.nodes import (
+    AllocShared,
+    Axis,
+    Dot,
+    Dtype,
+    Iota,
+    Kernel,
+    Let,
+    Load,
+    Reduce,
+    Slot,
+    SplitAxis,
+    Store,
+    Type,
+)
 from tests.codegen.gluon_cubin import VERSION, compile_kernel
 from tests.tile.programs.hopper_forward import DEFAULT, program, scaled
 
@@ -49,6 +67,33 @@ def test_keys_of_another_width_compile(tmp_path: Path) -> None:
     assert cubin.spilled_bytes == 0
     if VERSION < (3, 9):
         assert cubin.products == 2 * 2 * (128 // 16 + 64 // 16)
+
+
+def test_a_tile_in_runs_is_added_up_within_threads() -> None:
+    i, j, d = Axis("i", 64), Axis("j", 128), Axis("d", 64)
+    run, lane = Axis("run", 16), Axis("lane", LANES)
+    body = (
+        AllocShared("a", Type((i, d), "bf16"), 1),
+        AllocShared("b", Type((j, d), "bf16"), 1),
+        Let("s", Type((i, j), "f32"), Dot(Slot("a", Const(0, "int")), Slot("b", Const(0, "int")), "d")),
+        Let("runs", Type((i, run, lane), "f32"), SplitAxis("s", "j", run, lane)),
+        Let("parts", Type((i, lane), "f32"), Reduce("sum", "runs", "run")),
+        Let("whole", Type((i,), "f32"), Reduce("sum", "parts", "lane")),
+    )
+    table, _ = layouts(Kernel("sums", (), (), (), body))
+    assert table["runs"] == Runs(Mma(128, 16, 4))
+    assert table["parts"] == Mma(LANES, 16, 4)
+    assert table["whole"] == Slice(1, Mma(LANES, 16, 4))
+
+
+def test_sums_over_runs_pass_no_numbers_between_threads(tmp_path: Path) -> None:
+    spec = "attention full:\n    score = q @ k / sqrt(D)\n    out   = softmax(score) @ v\n"
+    shuffles = {}
+    for lanes in (True, False):
+        v = Variant("gluon", 128, 128, "bf16", (), capability=90, tiles=f"partitioned.forward.lanes={lanes}")
+        p = programs(parse(spec), v).forward
+        shuffles[lanes] = compile_kernel(p, p.kernels[0], tmp_path).exchanges
+    assert shuffles[True] < shuffles[False]
 
 
 def test_what_no_dot_touches_is_spread_in_blocks() -> None:

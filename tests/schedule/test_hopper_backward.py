@@ -193,6 +193,16 @@ PLANS = {
 }
 
 
+@pytest.mark.parametrize("lanes", [False, True])
+def test_sums_for_captures_are_completed_after_the_last_turn(lanes: bool) -> None:
+    text = "attention x(w: real[h, n], u: real[h]):\n    score = q @ k / sqrt(D) + w[h, j] + u[h] * sin(j / 7.0)\n"
+    case = Case(text + "    mask  = j <= i\n    out   = softmax(score) @ v\n", (1, 2, 2, 150, 200, 64, 64))
+    program = case.backward(HopperBackward(share="keys", lanes=lanes))
+    case.check(program)
+    found = case.run(program)
+    assert all(distance(found[f"d_{n}"], case.wanted[n]) < 8e-3 for n in "wu")
+
+
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("name", ["sliding_window", "gemma2"])
 def test_every_plan_computes_the_same(name: str, plan: str) -> None:

@@ -197,6 +197,9 @@ PLANS: dict[str, dict[str, Any]] = {
     "awaited early": {"early": True},
     "awaited late": {"early": False, "turns": False, "consumers": 2, "registers": 240},
     "awaited late, not rounded": {"early": False, "rounded": False, "turns": False, "consumers": 2, "registers": 240},
+    "sums completed every turn": {"lanes": False},
+    "values awaited at a turn's end": {"settled": True},
+    "at a turn's end, early": {"settled": True, "early": True, "rounded": True, "lanes": False},
     "tall": {"rows": 32, "keys": 16},
     "wide": {"rows": 16, "keys": 32, "depth": 3},
 }
