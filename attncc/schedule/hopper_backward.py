@@ -32,6 +32,7 @@ from attncc.schedule.separate import separate
 from attncc.schedule.steps import reads_at_rows
 from attncc.schedule.stream import ZERO, Guards, M, N, Problem, b, g, h, i, j
 from attncc.schedule.stream_backward import Scores, pair_scores, product_gradient, scaled, score_gradient
+from attncc.schedule.under import ask_before
 from attncc.tile import nodes as t
 
 Turn = Callable[[Kind, Expr, Expr, State], State]
@@ -136,7 +137,8 @@ class _Keys(Places):
             return ()
         k = self.k
         type = t.Type(k.b.over("j", "i").axes, self.p.variant.dtype)
-        self._send(k.b.let("nothing", type, t.Full(ZERO)), NONE)
+        self._store_ds(k.b.let("nothing", type, t.Full(ZERO)), NONE)
+        self._send(NONE)
         before: State = (k.b.let("before", INT, t.Map(M), "rows of the turn before"),)
         if self.heads is not None:
             before += (k.b.let("head", INT, t.Map(op("mul", g, self.heads)), "its head"),)
@@ -176,15 +178,19 @@ class _Keys(Places):
         s = self._product(self.k_tile, self.q_tile, self.d, "s", self._start())
         under = before and not (masked and plan.calm)
         dq = self._dq(n) if under else ()
+        wait = len(k.b.scope.statements)
         s = k.b.let("s", k.b.type_of(s.name), t.DotWait(s.name, len(dq)))
         known = pair_scores(k, s, self._allowed(masked), self.started)
+        ask_before(k.b.scope.statements, wait)
         w = self._operand(known.w) if dv or (masked and plan.calm) else None
         if before:
-            self._leave(dq or self._dq(n), before)
+            self._lay_out(dq or self._dq(n))
         if self.needs_ds:
             dp = self._product(self.v_tile, self.do_tile, self.e, "dp", self._delta())
         if dv and w is not None:
             dv = self._accumulate(dv, w, self.do_tile)
+        if before:
+            self._leave(before)
         if self.needs_ds:
             pending = 0 if masked and plan.calm else len(dv)
             dp = k.b.let("dp", k.b.type_of(dp.name), t.DotWait(dp.name, pending))
@@ -207,7 +213,8 @@ class _Keys(Places):
         if self.heads is not None:
             at += (k.b.value(k.head(), "h"),)
         if later:
-            self._leave(later, at)
+            self._lay_out(later)
+            self._leave(at)
         return (*dk, *dv, *(at if before else ()), *sums)
 
     # --- parts of a turn
@@ -286,9 +293,13 @@ class _Keys(Places):
         if not {"q", "k"} & self.wanted:
             return ()
         narrow = k.cast(product_gradient(k, ds)[1], self.p.variant.dtype)
+        number = op("add", n, 1) if self.plan.lag else n
         if self.exchanged:
-            self._send(narrow, op("add", n, 1) if self.plan.lag else n)
-        return self._accumulate(dk, self._operand(narrow), self.q_tile) if dk else ()
+            self._store_ds(narrow, number)
+        dk = self._accumulate(dk, self._operand(narrow), self.q_tile) if dk else ()
+        if self.exchanged:
+            self._send(number)
+        return dk
 
     def _added(self, sums: State, ds: Var, far: bool) -> State:
         """The sums with this turn's dS; far away all of it is on one side of what tables tell apart."""
@@ -325,10 +336,14 @@ class _Keys(Places):
         number = op("add", self.item, self.at(n)) if self.plan.lag else self.at(n)
         return Ring("", "", 2).at(self.k.b, number)
 
-    def _send(self, ds: Var, n: Expr) -> None:
+    def _store_ds(self, ds: Var, n: Expr) -> None:
         """dS number `n` to shared memory."""
         slot, _ = self._exchanges(n)
         self.k.b.add(t.SharedStore(t.Slot(self.ds_tile[self.c], slot), ds.name))
+
+    def _send(self, n: Expr) -> None:
+        """Tells that dS number `n` is there: behind a product begun, since a fence waits for what was stored."""
+        slot, _ = self._exchanges(n)
         self.k.b.add(t.Fence())
         self.k.b.add(t.BarArrive(t.Bar(self.ds_full[self.c], slot)))
 
@@ -347,12 +362,16 @@ class _Keys(Places):
             out += (k.b.let("dq", self.dq_type, dot),)
         return out
 
-    def _leave(self, dq: State, at: State) -> None:
-        """Adds dQ to the rows `at` (and of the head there)."""
-        k, share, slot = self.k, self.plan.share, t.Slot(self.dq_tile, self.mine)
+    def _lay_out(self, dq: State) -> None:
+        """Awaits dQ and stores it where it will leave from, once the one before is gone."""
+        k = self.k
         value = k.b.let("dq", self.dq_type, t.DotWait(dq[-1].name, 0))
         k.b.add(t.CopyWait(0))
-        k.b.add(t.SharedStore(slot, value.name))
+        k.b.add(t.SharedStore(t.Slot(self.dq_tile, self.mine), value.name))
+
+    def _leave(self, at: State) -> None:
+        """Adds the dQ that is laid out to the rows `at` (and of the head there)."""
+        k, share, slot = self.k, self.plan.share, t.Slot(self.dq_tile, self.mine)
         k.b.add(t.Fence())
         row = op("add", at[0], 64 * self.c) if share == "rows" and self.c else at[0]
         column = Const(self.d.extent // 2 * self.c if share == "columns" else 0, "int")
@@ -369,7 +388,8 @@ class _Keys(Places):
             self._store("d_v", dv[0])
         if before:
             self._forget(M)
-            self._leave(self._dq(turns), before)
+            self._lay_out(self._dq(turns))
+            self._leave(before)
         if self.resident:
             k.b.add(t.BarArrive(t.Bar(self.k_empty, NONE), WARPS))
             if dv:

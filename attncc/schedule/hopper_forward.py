@@ -47,6 +47,7 @@ from attncc.schedule.partitions import (
 from attncc.schedule.ranges import Cut, Rows, uneven, visits
 from attncc.schedule.stream import Guards, M, N, Problem, Stream, b, h
 from attncc.schedule.stream_forward import finish, initial_statistics, online, row_grid
+from attncc.schedule.under import ask_before
 from attncc.tile import nodes as t
 from attncc.tile.nodes import Config
 
@@ -221,6 +222,7 @@ class _Forward(Resident):
         stats, acc = state[: self.stats], state[self.stats : self.stats + len(self.values.names)]
         if self.plan.turns:
             k.b.add(t.BarArrive(self._turn_of(self.c + 1), WARPS))
+        wait = len(k.b.scope.statements)
         s = k.b.let("s", k.b.type_of(s.name), t.DotWait(s.name, 0 if first else len(acc)))
         ended: list[Var] = []
 
@@ -231,6 +233,7 @@ class _Forward(Resident):
 
         early = (lambda m: end(s, m)) if self.plan.early else (lambda m: None)
         new, w = self._weights(s, n, kind, stats, early)
+        ask_before(k.b.scope.statements, wait)
         if self.plan.settled:
             self._values_of(n)
         if not self.plan.early:
