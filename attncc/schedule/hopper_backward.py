@@ -32,7 +32,6 @@ from attncc.schedule.separate import separate
 from attncc.schedule.steps import reads_at_rows
 from attncc.schedule.stream import ZERO, Guards, M, N, Problem, b, g, h, i, j
 from attncc.schedule.stream_backward import Scores, pair_scores, product_gradient, scaled, score_gradient
-from attncc.schedule.under import ask_before
 from attncc.tile import nodes as t
 
 Turn = Callable[[Kind, Expr, Expr, State], State]
@@ -178,10 +177,8 @@ class _Keys(Places):
         s = self._product(self.k_tile, self.q_tile, self.d, "s", self._start())
         under = before and not (masked and plan.calm)
         dq = self._dq(n) if under else ()
-        wait = len(k.b.scope.statements)
         s = k.b.let("s", k.b.type_of(s.name), t.DotWait(s.name, len(dq)))
         known = pair_scores(k, s, self._allowed(masked), self.started)
-        ask_before(k.b.scope.statements, wait)
         w = self._operand(known.w) if dv or (masked and plan.calm) else None
         if before:
             self._lay_out(dq or self._dq(n))

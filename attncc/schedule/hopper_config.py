@@ -45,6 +45,8 @@ class HopperForward:
     """Sums of weights are completed by a row's threads after the last turn only: shorter turns, two more registers."""
     resident: bool = True
     """Where there is room, a program stays on its multiprocessor and works at one place of the grid after another."""
+    fetched: bool = True
+    """Where there is room, the next place's queries are fetched before this place's are read for the last time."""
     ahead: int = 2
     """Where walks are of different lengths: the last places, so many for every program, begin with the long walks."""
     turns: bool = False

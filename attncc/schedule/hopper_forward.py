@@ -9,7 +9,7 @@ so that between S(n) and S(n + 1) stand a maximum and the exponentials alone. An
 exponentials: P(n - 1) then makes room for P(n), and a third consumer fits.
 
 A program stays on its multiprocessor: the producer takes one place of the grid after another and fetches the next
-place's tiles while consumers end with theirs.
+place's tiles while consumers end with theirs; its queries, too, where there is room for those of two places.
 
 Masked tiles take the first turns, in a loop of their own; tiles where tables have one value, the last. The producer
 walks the same turns and knows nothing else.
@@ -47,7 +47,6 @@ from attncc.schedule.partitions import (
 from attncc.schedule.ranges import Cut, Rows, uneven, visits
 from attncc.schedule.stream import Guards, M, N, Problem, Stream, b, h
 from attncc.schedule.stream_forward import finish, initial_statistics, online, row_grid
-from attncc.schedule.under import ask_before
 from attncc.tile import nodes as t
 from attncc.tile.nodes import Config
 
@@ -73,6 +72,8 @@ class _Forward(Resident):
         self.k = Stream(p, ("i", "j"))
         self.tile = plan.rows * plan.consumers
         self.resident = plan.resident and self._room()
+        self.queries = 2 if self.resident and plan.fetched and self._room(2) else 1
+        """Places whose queries are there."""
         self.ahead = plan.ahead if uneven(p.by_row, "i") else 0
         self.beyond = beyond(p)
         n = p.attend.normaliser
@@ -118,12 +119,12 @@ class _Forward(Resident):
     def _memory(self) -> None:
         k, plan, c = self.k, self.plan, self.plan.consumers
         i, j = k.b.axis("i", plan.rows), t.Axis("j", plan.keys)
-        self.q = buffers(k, "q_tile", i, "d", c)
+        self.q = buffers(k, "q_tile", i, "d", c * self.queries)
         self.keys = buffers(k, "k_tile", j, "d", plan.depth)
         self.values = buffers(k, "v_tile", j, "e", plan.depth)
         alike = [x.extent for _, _, x in k.pieces("d")] == [x.extent for _, _, x in k.pieces("e")]
         self.out = buffers(k, "out_tile", i, "e", c) if self._room() else self.q if alike else None
-        self.q_ring = ring(k.b, "q", 1, c)
+        self.q_ring = ring(k.b, "q", self.queries, c)
         self.k_ring = ring(k.b, "k", plan.depth, c)
         self.v_ring = replace(self.k_ring, full=k.b.fresh("v_full"))
         k.b.add(t.AllocBar(self.v_ring.full, plan.depth))
@@ -138,12 +139,12 @@ class _Forward(Resident):
 
     def _producer(self) -> Expr:
         k, plan = self.k, self.plan
-        _, phase = self.q_ring.at(k.b, self.item)
-        first = t.Bar(self.q_ring.full, ZERO)
-        k.b.add(t.BarWait(t.Bar(self.q_ring.empty, ZERO), op("sub", 1, phase)))
+        slot, phase = self.q_ring.at(k.b, self.item)
+        first = t.Bar(self.q_ring.full, slot)
+        k.b.add(t.BarWait(t.Bar(self.q_ring.empty, slot), op("sub", 1, phase)))
         k.b.add(t.BarExpect(first, plan.consumers * self._bytes("d", plan.rows)))
         for c in range(plan.consumers):
-            self._copy(self.q, "q", "d", (b, h, op("add", self.r0, c * plan.rows)), Const(c, "int"), first)
+            self._copy(self.q, "q", "d", (b, h, op("add", self.r0, c * plan.rows)), self._queries_of(c), first)
         with k.b.inner() as loop:
             n = k.b.loop_index("n")
             row = k.b.value(op("mul", self.turns.tile(n), plan.keys), "j0")
@@ -184,7 +185,8 @@ class _Forward(Resident):
         if self.p.normalised:
             m, l = initial_statistics(k, lanes.type_of(k, "i") if plan.lanes else k.b.over("i"))
             state = (*(m, l, l)[: self.stats], *acc)
-        k.b.add(t.BarWait(t.Bar(self.q_ring.full, ZERO), self.q_ring.at(k.b, self.item)[1]))
+        slot, phase = self.q_ring.at(k.b, self.item)
+        k.b.add(t.BarWait(t.Bar(self.q_ring.full, slot), phase))
         self._walk(state)
         return self.turns.total
 
@@ -194,7 +196,7 @@ class _Forward(Resident):
         for kind, start, end in self.turns.loops():
             state = self._loop(start, end, kind, state)
         if self.out is not self.q:
-            self.k.b.add(self.q_ring.release(ZERO))
+            self._release_queries()
         self._close(self._product(op("sub", self.turns.total, 1), state))
 
     def _loop(self, lo: Expr, hi: Expr, kind: Kind, state: State) -> State:
@@ -222,7 +224,6 @@ class _Forward(Resident):
         stats, acc = state[: self.stats], state[self.stats : self.stats + len(self.values.names)]
         if self.plan.turns:
             k.b.add(t.BarArrive(self._turn_of(self.c + 1), WARPS))
-        wait = len(k.b.scope.statements)
         s = k.b.let("s", k.b.type_of(s.name), t.DotWait(s.name, 0 if first else len(acc)))
         ended: list[Var] = []
 
@@ -233,7 +234,6 @@ class _Forward(Resident):
 
         early = (lambda m: end(s, m)) if self.plan.early else (lambda m: None)
         new, w = self._weights(s, n, kind, stats, early)
-        ask_before(k.b.scope.statements, wait)
         if self.plan.settled:
             self._values_of(n)
         if not self.plan.early:
@@ -255,7 +255,7 @@ class _Forward(Resident):
         """Q K^T of this turn, begun and not awaited."""
         k = self.k
         s = ""
-        pairs = zip(self.q.slots(Const(self.c, "int")), self.keys.slots(slot), strict=True)
+        pairs = zip(self.q.slots(self._queries_of(self.c)), self.keys.slots(slot), strict=True)
         for n, (q, keys) in enumerate(pairs):
             s = k.b.let("s", k.b.over("i", "j"), t.Dot(q, keys, f"d{n}", s or None, asynchronous=True)).name
         return Var(s, "real")
@@ -345,13 +345,22 @@ class _Forward(Resident):
         if not self.resident or self.out is self.q:
             k.b.add(t.CopyWait(0))
         if self.out is self.q:
-            k.b.add(self.q_ring.release(ZERO))
+            self._release_queries()
 
-    def _room(self) -> bool:
-        """Whether the output may leave through shared memory of its own."""
+    def _release_queries(self) -> None:
+        """Gives the place's tile of queries back."""
+        self.k.b.add(self.q_ring.release(self.q_ring.at(self.k.b, self.item)[0]))
+
+    def _queries_of(self, consumer: int) -> Expr:
+        """The slot of a consumer's queries at this place."""
+        slot, _ = self.q_ring.at(self.k.b, self.item)
+        return op("add", op("mul", slot, self.plan.consumers), consumer)
+
+    def _room(self, queries: int = 1) -> bool:
+        """Whether the output may leave through shared memory of its own, beside the queries of so many places."""
         plan, rows = self.plan, self.plan.consumers * self.plan.rows
-        taken = self._bytes("d", rows) + plan.depth * (self._bytes("d", plan.keys) + self._bytes("e", plan.keys))
-        return taken + self._bytes("e", rows) <= ROOM
+        taken = plan.depth * (self._bytes("d", plan.keys) + self._bytes("e", plan.keys))
+        return taken + queries * self._bytes("d", rows) + self._bytes("e", rows) <= ROOM
 
 
 def _by_key(p: Problem) -> bool:

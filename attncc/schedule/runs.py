@@ -23,8 +23,7 @@ from attncc.schedule.builder import Builder
 from attncc.schedule.stream import B, G, H, N, Problem
 from attncc.tile import nodes as t
 
-CHUNK, WARPS = 8192, 32
-"""Ids a turn, and the warps that scan them: turns wait for each other, so few long ones are faster."""
+CHUNK = 2048
 ROWS: dict[str, Expr] = {"b": B, "h": H, "g": G}
 
 
@@ -139,7 +138,7 @@ def run_kernel(run: Run, p: Problem) -> t.Kernel:
     grid = tuple(t.GridAxis(a.index, ROWS[a.index], "batch") for a in axes)
     scalars = ("B", "H", "G", "M", "N", *(c.name for c in p.spec.constants))
     name = f"{run.out}_kernel"
-    return t.Kernel(name, grid, tuple(names), scalars, tuple(b.scope.statements), t.Config(WARPS, 1))
+    return t.Kernel(name, grid, tuple(names), scalars, tuple(b.scope.statements), t.Config(8, 1))
 
 
 def _chunk(

@@ -200,6 +200,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "sums completed every turn": {"lanes": False},
     "values awaited at a turn's end": {"settled": True},
     "at a turn's end, early": {"settled": True, "early": True, "rounded": True, "lanes": False},
+    "queries of one place": {"fetched": False},
     "tall": {"rows": 32, "keys": 16},
     "wide": {"rows": 16, "keys": 32, "depth": 3},
 }
