@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from attncc.errors import InternalError
 from attncc.expr.nodes import Expr, free_vars
-from attncc.tile.hopper import LANES
 from attncc.tile.nodes import (
     AllocShared,
     Carry,
@@ -69,7 +68,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """`parent` with its columns in runs of `LANES`: what follows adds up the runs."""
+    """`parent` with its columns in runs that each thread holds some of: what follows adds up the runs."""
 
     parent: Mma
 
@@ -224,8 +223,8 @@ class _Pass:
                 self._wanted(name, type_, [start], operands)
             case Let(name, _, Cast(value) | DotWait(value) | Scan(_, value) | Rename(value)):
                 self._same(name, value, operands)
-            case Let(_, _, SplitAxis(value)) if (axes := self.types[value].axes)[1].extent % LANES == 0:
-                self._set(value, Mma(axes[1].extent, 16, self.warps))
+            case Let(_, _, SplitAxis(value)):
+                self._set(value, Mma(self.types[value].axes[1].extent, 16, self.warps))
             case For(carried=carried, body=body):
                 self._ask_carried(carried, (body,), operands)
             case If(carried=carried, then=then, orelse=orelse):

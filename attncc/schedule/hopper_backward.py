@@ -4,9 +4,10 @@ A program owns 128 keys and walks the tiles of queries that see them. Scores are
 and dS are the first operands of dV and dK as they lie in registers. A turn of a consumer, where dQ lags:
 
     S = K Q^T begins;  dQ of the turn before begins;  S is awaited
-    w = weights of S, under dQ;  dQ is awaited and leaves: a bulk addition to a float32 buffer
-    dP = V dO^T and dV += w dO begin;  dP is awaited;  dS goes to shared memory, for both consumers' dQ
-    dK += dS Q;  both are awaited, the slot of Q, dO and the row statistics is given back
+    w = weights of S, under dQ;  dQ is awaited and laid out in shared memory
+    dP = V dO^T and dV += w dO begin;  dQ leaves: a bulk addition to a float32 buffer;  dP is awaited
+    dS is stored to shared memory;  dK += dS Q begins;  dS is told of, for both consumers' dQ
+    both are awaited, the slot of Q, dO and the row statistics is given back
 
 The producer walks the same turns and knows nothing else. Before the first turn dS is 0 and its dQ leaves for rows
 outside of the tensor, so that all turns are alike.
@@ -21,13 +22,14 @@ from attncc.expr.nodes import Const, Expr, Var
 from attncc.schedule import lanes
 from attncc.schedule.beyond import FIRST_KEY, FIRST_ROW, lies_before
 from attncc.schedule.captured import CONSUMERS, Capture, by_product, split_coefficient
-from attncc.schedule.hopper_backward_places import INT, KEYS, Places, State
+from attncc.schedule.hopper_backward_exchange import Exchange
+from attncc.schedule.hopper_backward_places import INT, KEYS, State
 from attncc.schedule.hopper_backward_rows import sums_of
 from attncc.schedule.hopper_backward_stream import affine, packed
 from attncc.schedule.hopper_backward_turns import NONE
 from attncc.schedule.hopper_config import HopperBackward
 from attncc.schedule.masks import ends_inside
-from attncc.schedule.partitions import WARPS, Kind, Ring, parity
+from attncc.schedule.partitions import WARPS, Kind, parity
 from attncc.schedule.separate import separate
 from attncc.schedule.steps import reads_at_rows
 from attncc.schedule.stream import ZERO, Guards, M, N, Problem, b, g, h, i, j
@@ -47,7 +49,7 @@ def partitioned_keys(p: Problem, plan: HopperBackward, wanted: frozenset[str], f
     return _Keys(p, plan, wanted, found).kernel()
 
 
-class _Keys(Places):
+class _Keys(Exchange):
     """The kernel under construction."""
 
     # --- the walk over heads and tiles, the same in every partition
@@ -136,8 +138,8 @@ class _Keys(Places):
             return ()
         k = self.k
         type = t.Type(k.b.over("j", "i").axes, self.p.variant.dtype)
-        self._store_ds(k.b.let("nothing", type, t.Full(ZERO)), NONE)
-        self._send(NONE)
+        self.store_ds(k.b.let("nothing", type, t.Full(ZERO)), NONE)
+        self.send_ds(NONE)
         before: State = (k.b.let("before", INT, t.Map(M), "rows of the turn before"),)
         if self.heads is not None:
             before += (k.b.let("head", INT, t.Map(op("mul", g, self.heads)), "its head"),)
@@ -173,21 +175,21 @@ class _Keys(Places):
         self._rows(masked, i0)
         k.b.bindings |= {FIRST_KEY: self.j0, FIRST_ROW: op("add", i0, k.shift)}
         k.b.add(t.BarWait(t.Bar(self.ring.full, k.slot), phase))
-        self._forget(op("sub", M, i0))
+        self.forget(op("sub", M, i0))
         s = self._product(self.k_tile, self.q_tile, self.d, "s", self._start())
         under = before and not (masked and plan.calm)
-        dq = self._dq(n) if under else ()
+        dq = self.begin_dq(n) if under else ()
         s = k.b.let("s", k.b.type_of(s.name), t.DotWait(s.name, len(dq)))
         known = pair_scores(k, s, self._allowed(masked), self.started)
         w = self._operand(known.w) if dv or (masked and plan.calm) else None
         if before:
-            self._lay_out(dq or self._dq(n))
+            self.lay_out(dq or self.begin_dq(n))
         if self.needs_ds:
             dp = self._product(self.v_tile, self.do_tile, self.e, "dp", self._delta())
         if dv and w is not None:
             dv = self._accumulate(dv, w, self.do_tile)
         if before:
-            self._leave(before)
+            self.leave(before)
         if self.needs_ds:
             pending = 0 if masked and plan.calm else len(dv)
             dp = k.b.let("dp", k.b.type_of(dp.name), t.DotWait(dp.name, pending))
@@ -203,15 +205,15 @@ class _Keys(Places):
             if sums:
                 sums = self._added(sums, ds, kind == "far")
             dk = self._from_ds(n, ds, dk)
-        later = self._dq(n) if self.exchanged and not plan.lag else ()
+        later = self.begin_dq(n) if self.exchanged and not plan.lag else ()
         dv, dk = self._both(dv, dk, len(later))
         k.b.add(self.ring.release(k.slot))
         at: State = (i0,)
         if self.heads is not None:
             at += (k.b.value(k.head(), "h"),)
         if later:
-            self._lay_out(later)
-            self._leave(at)
+            self.lay_out(later)
+            self.leave(at)
         return (*dk, *dv, *(at if before else ()), *sums)
 
     # --- parts of a turn
@@ -226,21 +228,9 @@ class _Keys(Places):
     def _product(self, left: str, right: str, channel: t.Axis, hint: str, start: Var | None) -> Var:
         """The score-shaped product of this consumer's keys and the turn's rows, begun and not awaited."""
         begin = start.name if start is not None else None
-        pair = t.Slot(left, self._own(self.c)), t.Slot(right, self.k.slot)
+        pair = t.Slot(left, self.keys_of(self.c)), t.Slot(right, self.k.slot)
         dot = t.Dot(*pair, channel.name, begin, asynchronous=True)
         return self.k.b.let(hint, self.k.b.over("i", "j"), dot)
-
-    def _forget(self, positive: Expr) -> None:
-        """Makes what follows compute the addresses of K and V, and what depends on rows, anew.
-
-        Kept from one turn to the next, or from a turn's beginning to its end, they take registers that the
-        accumulators need. So they hang on a number that is 0 in a way no compiler sees.
-        """
-        self.zero = self.k.b.value(op("min", positive, 0), "zero")
-
-    def _own(self, consumer: int) -> Expr:
-        """The slot of a consumer's keys."""
-        return op("add", self.zero, consumer) if consumer else self.zero
 
     def _start(self) -> Var | None:
         slope = affine(self.p) if self.started else None
@@ -292,10 +282,10 @@ class _Keys(Places):
         narrow = k.cast(product_gradient(k, ds)[1], self.p.variant.dtype)
         number = op("add", n, 1) if self.plan.lag else n
         if self.exchanged:
-            self._store_ds(narrow, number)
+            self.store_ds(narrow, number)
         dk = self._accumulate(dk, self._operand(narrow), self.q_tile) if dk else ()
         if self.exchanged:
-            self._send(number)
+            self.send_ds(number)
         return dk
 
     def _added(self, sums: State, ds: Var, far: bool) -> State:
@@ -326,55 +316,6 @@ class _Keys(Places):
         rest = split_coefficient(c.factor)[1]
         return ds if rest is None else scaled(self.k, ds, separate(rest, self.first(self.c)).whole(), "share")
 
-    # --- dQ
-
-    def _exchanges(self, n: Expr) -> tuple[Expr, Expr]:
-        """(slot, parity of its phase) of the dS numbered `n`; where dQ lags, a place has one more than turns."""
-        number = op("add", self.item, self.at(n)) if self.plan.lag else self.at(n)
-        return Ring("", "", 2).at(self.k.b, number)
-
-    def _store_ds(self, ds: Var, n: Expr) -> None:
-        """dS number `n` to shared memory."""
-        slot, _ = self._exchanges(n)
-        self.k.b.add(t.SharedStore(t.Slot(self.ds_tile[self.c], slot), ds.name))
-
-    def _send(self, n: Expr) -> None:
-        """Tells that dS number `n` is there: behind a product begun, since a fence waits for what was stored."""
-        slot, _ = self._exchanges(n)
-        self.k.b.add(t.Fence())
-        self.k.b.add(t.BarArrive(t.Bar(self.ds_full[self.c], slot)))
-
-    def _dq(self, n: Expr) -> State:
-        """This consumer's share of dQ from dS number `n`, begun and not awaited; a value per product."""
-        k, share, d = self.k, self.plan.share, self.d
-        slot, phase = self._exchanges(n)
-        other = self.c if share == "keys" else 1 - self.c
-        k.b.add(t.BarWait(t.Bar(self.ds_full[other], slot), phase))
-        rows = ("i", 64 * self.c, 64) if share == "rows" else None
-        columns = (d.name, d.extent // 2 * self.c, d.extent // 2) if share == "columns" else None
-        out: State = ()
-        for half in (self.c,) if share == "keys" else (0, 1):
-            ds, keys = t.Slot(self.ds_tile[half], slot, rows), t.Slot(self.k_tile, self._own(half), columns)
-            dot = t.Dot(ds, keys, "j", out[-1].name if out else None, asynchronous=True)
-            out += (k.b.let("dq", self.dq_type, dot),)
-        return out
-
-    def _lay_out(self, dq: State) -> None:
-        """Awaits dQ and stores it where it will leave from, once the one before is gone."""
-        k = self.k
-        value = k.b.let("dq", self.dq_type, t.DotWait(dq[-1].name, 0))
-        k.b.add(t.CopyWait(0))
-        k.b.add(t.SharedStore(t.Slot(self.dq_tile, self.mine), value.name))
-
-    def _leave(self, at: State) -> None:
-        """Adds the dQ that is laid out to the rows `at` (and of the head there)."""
-        k, share, slot = self.k, self.plan.share, t.Slot(self.dq_tile, self.mine)
-        k.b.add(t.Fence())
-        row = op("add", at[0], 64 * self.c) if share == "rows" and self.c else at[0]
-        column = Const(self.d.extent // 2 * self.c if share == "columns" else 0, "int")
-        head = at[1] if len(at) > 1 else k.head()
-        k.b.add(t.CopyOut(slot, self.seen(self.p.own("d_q_sum")), (b, head, row, column), True))
-
     # --- the end
 
     def _finish(self, dk: State, dv: State, before: State, turns: Expr) -> None:
@@ -384,9 +325,9 @@ class _Keys(Places):
         elif dv:
             self._store("d_v", dv[0])
         if before:
-            self._forget(M)
-            self._lay_out(self._dq(turns))
-            self._leave(before)
+            self.forget(M)
+            self.lay_out(self.begin_dq(turns))
+            self.leave(before)
         if self.resident:
             k.b.add(t.BarArrive(t.Bar(self.k_empty, NONE), WARPS))
             if dv:

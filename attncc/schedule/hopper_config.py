@@ -29,8 +29,6 @@ class HopperForward:
     registers: int = 240
     """Of a consumer's thread; the producer's keeps `spare`."""
     spare: int = 24
-    late: bool = False
-    """Weights are summed under the next scores: shorter turns, more registers."""
     rounded: bool = False
     """Weights wait for their product in the inputs' dtype: fewer registers, longer turns."""
     early: bool = False
@@ -58,10 +56,9 @@ class HopperForward:
         return REGISTERS // (128 * (self.consumers + 1)) // 8 * 8
 
 
-_TWO = " ".join(
-    f"partitioned.forward.{x}"
-    for x in ("consumers=2 registers=240 early=False turns=False rounded=True settled=True lanes=False").split()
-)
+_SPARE = "consumers=2 registers=240 early=False turns=False rounded=True settled=True lanes=False"
+"""The forward with the most registers to spare."""
+_TWO = " ".join(f"partitioned.forward.{x}" for x in _SPARE.split())
 LADDER: Mapping[str, tuple[str, ...]] = {
     "forward": (_TWO, f"{_TWO} partitioned.forward.keys=64"),
     "backward": (

@@ -2,7 +2,7 @@
 
 Turn n of a consumer, software-pipelined by one product:
 
-    S(n) = Q K(n)^T begins;  under it O is rescaled and the weights of turn n-1 are summed and rounded
+    S(n) = Q K(n)^T begins;  under it O is rescaled and the weights of turn n-1 are rounded, if they are not yet
     O += P(n-1) V(n-1) begins;  under it, once S(n) is there, P(n) = weights of S(n);  O is awaited
 
 so that between S(n) and S(n + 1) stand a maximum and the exponentials alone. An `early` O is awaited before the
@@ -76,11 +76,8 @@ class _Forward(Resident):
         """Places whose queries are there."""
         self.ahead = plan.ahead if uneven(p.by_row, "i") else 0
         self.beyond = beyond(p)
-        n = p.attend.normaliser
         self.stats = 0 if not p.normalised else 2 if plan.early else 3
         """m, l and, where O is rescaled a turn later, what sums of earlier turns are worth."""
-        self.late = n.psi is n.phi and plan.late and not plan.rounded and not plan.early
-        """Whether weights are summed a turn later, under the next scores."""
 
     def kernel(self) -> t.Kernel:
         plan, k = self.plan, self.k
@@ -266,16 +263,12 @@ class _Forward(Resident):
         return self.k.b.let("p", self.k.b.type_of(narrow.name), t.Convert(narrow.name, "operand"))
 
     def _product(self, n: Expr, state: State) -> State:
-        """O += P V of turn `n`, begun and not awaited. What is left of the turn's sums, too."""
+        """O += P V of turn `n`, begun and not awaited."""
         k, p = self.k, self.p
         stats, acc, w = state[: self.stats], state[self.stats : -1], state[-1]
         slot, _ = self.v_ring.at(k.b, self.at(n))
         if p.normalised and not self.plan.early:
-            m, l, alpha = stats
-            if self.late:
-                l = self._summed(l, w, alpha)
-            acc = tuple(k.b.value(op("mul", a, alpha), "acc") for a in acc)
-            stats = (m, l, alpha)
+            acc = tuple(k.b.value(op("mul", a, stats[2]), "acc") for a in acc)
         operand = w if p.variant.dtype == k.b.type_of(w.name).dtype else self._rounded(w)
         if not self.plan.settled:
             self._values_of(n)
@@ -313,8 +306,7 @@ class _Forward(Resident):
             between(s)
             return (), k.plain(p.attend.normaliser.phi, score, allowed, "w")
         new = online(k, score, allowed, stats[0], between)
-        l = stats[1] if self.late else self._summed(stats[1], new.psi, new.alpha)
-        return (new.m, l, new.alpha), new.w
+        return (new.m, self._summed(stats[1], new.psi, new.alpha), new.alpha), new.w
 
     def _close(self, state: State) -> None:
         """Normalises and stores."""

@@ -41,7 +41,7 @@ FILE = Path(rungs.__file__)
 SAME = "spare=24"
 """What every default says anyway: with it a half is compiled as asked, no other rung is tried."""
 TWO = "consumers=2 registers=240 early=False turns=False"
-MORE = {"forward": (f"{TWO} rounded=False", f"{TWO} rounded=False late=True"), "backward": ()}
+MORE = {"forward": (f"{TWO} rounded=False", f"{TWO} settled=True"), "backward": ()}
 
 
 def candidates(which: str) -> tuple[str, ...]:

@@ -189,9 +189,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "three slots": {"depth": 3},
     "three consumers": {"consumers": 3, "registers": 160},
     "one consumer": {"consumers": 1},
-    "summed late": {"late": True},
     "rounded": {"rounded": True},
-    "rounded and late": {"rounded": True, "late": True},
     "in turns": {"turns": True},
     "in turns by three": {"turns": True, "consumers": 3, "registers": 160},
     "awaited early": {"early": True},
@@ -216,7 +214,7 @@ def test_every_plan_computes_the_same(name: str, plan: str, resident: bool) -> N
 
 def test_statistics_of_two_sums_in_turns() -> None:
     case = Case("softpick", (1, 2, 1, 50, 60, 16, 16))
-    plans: tuple[dict[str, Any], ...] = ({}, {"rounded": True}, {"late": True})
+    plans: tuple[dict[str, Any], ...] = ({}, {"rounded": True}, {"lanes": False})
     for plan in plans:
         case.check(case.program(**SMALL, **plan))
 

@@ -30,7 +30,7 @@ def test_what_lives_has_a_name() -> None:
 
 def test_changes() -> None:
     assert changed(HopperForward(), "") == HopperForward()
-    assert changed(HopperForward(), "keys=64 late=True") == HopperForward(keys=64, late=True)
+    assert changed(HopperForward(), "keys=64 early=True") == HopperForward(keys=64, early=True)
     assert changed(HopperBackward(), "share=keys") == HopperBackward(share="keys")
 
 
