@@ -68,7 +68,7 @@ def test_a_cell_of_the_sanitizer_is_right() -> None:
 
 def test_plans_are_written_as_they_are_read() -> None:
     names: dict[str, Any] = {}
-    forward, backward = {(64, "keys"): "late=False", (128, "plain"): ""}, {(128, "rows"): "calm=True"}
+    forward, backward = {(64, "keys"): "early=False", (128, "plain"): ""}, {(128, "rows"): "calm=True"}
     exec(rungs.written(forward, backward), names)
-    assert names["FORWARD"] == {(64, "keys"): "late=False"} and names["BACKWARD"] == backward
+    assert names["FORWARD"] == {(64, "keys"): "early=False"} and names["BACKWARD"] == backward
     assert names["MEASURED"] is torch.cuda.is_available()

@@ -12,7 +12,7 @@ from tests.schedule import test_hopper_forward as forward
 PLANS: dict[str, dict[str, Any]] = {
     "causal": {"resident": True},
     "full": {"resident": False, "consumers": 3, "registers": 160},
-    "window": {"resident": True, "turns": True, "late": True},
+    "window": {"resident": True, "turns": True, "settled": True},
 }
 
 
