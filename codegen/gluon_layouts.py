@@ -223,8 +223,6 @@ class _Pass:
                 self._wanted(name, type_, [start], operands)
             case Let(name, _, Cast(value) | DotWait(value) | Scan(_, value) | Rename(value)):
                 self._same(name, value, operands)
-            case Let(_, _, SplitAxis(value)):
-                self._set(value, Mma(self.types[value].axes[1].extent, 16, self.warps))
             case For(carried=carried, body=body):
                 self._ask_carried(carried, (body,), operands)
             case If(carried=carried, then=then, orelse=orelse):

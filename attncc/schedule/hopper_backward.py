@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping
 
 from attncc.expr.build import TRUE, conj, op
 from attncc.expr.nodes import Const, Expr, Var
-from attncc.schedule import lanes
 from attncc.schedule.beyond import FIRST_KEY, FIRST_ROW, lies_before
 from attncc.schedule.captured import CONSUMERS, Capture, by_product, split_coefficient
 from attncc.schedule.hopper_backward_exchange import Exchange
@@ -28,6 +27,7 @@ from attncc.schedule.hopper_backward_rows import sums_of
 from attncc.schedule.hopper_backward_stream import affine, packed
 from attncc.schedule.hopper_backward_turns import NONE
 from attncc.schedule.hopper_config import HopperBackward
+from attncc.schedule.lanes import Sums
 from attncc.schedule.masks import ends_inside
 from attncc.schedule.partitions import WARPS, Kind, parity
 from attncc.schedule.separate import separate
@@ -147,11 +147,10 @@ class _Keys(Exchange):
 
     def _one_head(self, start: Expr, state: State) -> State:
         k = self.k
-        type = lanes.type_of(k, "j") if self.plan.lanes else k.b.over("j")
-        sums = tuple(k.b.let("sum", type, t.Full(ZERO), f"for {c.load.tensor}") for c, _ in self.sums)
+        sums = tuple(k.b.let("sum", self._adding().type(), t.Full(ZERO), f"for {c.load.tensor}") for c, _ in self.sums)
         final = self._loops(start, (*state, *sums), self._turn)
         for (c, n), parts in zip(self.sums, final[len(state) :], strict=True):
-            total = lanes.whole(k, parts, "j", "sum") if self.plan.lanes else parts
+            total = self._adding().whole(parts, "sum")
             self._store_sum(c, n, scaled(k, total, split_coefficient(c.factor)[0], "sum"))
         return final[: len(state)]
 
@@ -304,9 +303,10 @@ class _Keys(Exchange):
         return tuple(out)
 
     def _summed(self, share: Var) -> Var:
-        if self.plan.lanes:
-            return lanes.part(self.k, share, "j", "part")
-        return self.k.b.let("part", self.k.b.over("j"), t.Reduce("sum", share.name, "i"))
+        return self._adding().part(share, "part")
+
+    def _adding(self) -> Sums:
+        return Sums(self.k, "j", self.plan.lanes)
 
     def _share(self, c: Capture, n: int, ds: Var) -> Var:
         """What the turn's pairs add to a sum, its coefficient left out."""

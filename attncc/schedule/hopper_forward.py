@@ -24,10 +24,10 @@ from functools import partial
 from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Var, free_vars, walk
 from attncc.ir.nodes import Load
-from attncc.schedule import lanes
 from attncc.schedule.beyond import FIRST_KEY, FIRST_ROW, beyond, near_of
 from attncc.schedule.config import Tiles
 from attncc.schedule.hopper_config import ROOM, HopperForward
+from attncc.schedule.lanes import Sums
 from attncc.schedule.masks import ends_inside
 from attncc.schedule.partitions import (
     WARPS,
@@ -70,6 +70,7 @@ class _Forward(Resident):
     def __init__(self, p: Problem, plan: HopperForward) -> None:
         self.p, self.plan = p, plan
         self.k = Stream(p, ("i", "j"))
+        self.sums = Sums(self.k, "i", plan.lanes)
         self.tile = plan.rows * plan.consumers
         self.resident = plan.resident and self._room()
         self.queries = 2 if self.resident and plan.fetched and self._room(2) else 1
@@ -180,7 +181,7 @@ class _Forward(Resident):
         acc = k.zeros("acc", "i", "e")
         state = acc
         if self.p.normalised:
-            m, l = initial_statistics(k, lanes.type_of(k, "i") if plan.lanes else k.b.over("i"))
+            m, l = initial_statistics(k, self.sums.type())
             state = (*(m, l, l)[: self.stats], *acc)
         slot, phase = self.q_ring.at(k.b, self.item)
         k.b.add(t.BarWait(t.Bar(self.q_ring.full, slot), phase))
@@ -285,12 +286,7 @@ class _Forward(Resident):
 
     def _summed(self, l: Var, w: Var, alpha: Expr) -> Var:
         """The running sum with this turn's weights."""
-        k = self.k
-        if self.plan.lanes:
-            added = lanes.part(k, w, "i", "added")
-        else:
-            added = k.b.let("added", k.b.over("i"), t.Reduce("sum", w.name, "j"))
-        return k.b.value(op("add", op("mul", l, alpha), added), "l")
+        return self.k.b.value(op("add", op("mul", l, alpha), self.sums.part(w, "added")), "l")
 
     def _weights(self, s: Var, n: Expr, kind: Kind, stats: State, between: Callable[[Var], None]) -> tuple[State, Var]:
         """The new statistics and the weights of a turn; `between` stands before the exponentials."""
@@ -315,8 +311,7 @@ class _Forward(Resident):
         acc = tuple(k.b.let("acc", k.b.type_of(a.name), t.DotWait(a.name, 0)) for a in unfinished)
         k.guards = Guards(row=k.guards.row)
         if self.p.normalised:
-            l = lanes.whole(k, stats[1], "i", "l") if plan.lanes else stats[1]
-            acc = finish(k, stats[0], l, acc)
+            acc = finish(k, stats[0], self.sums.whole(stats[1], "l"), acc)
         if self.out is None:
             k.channels["e"] = k.channel_pieces("e")
             k.store_matrix("out", "e", (b, h), k.row, k.guards.row, acc)

@@ -40,7 +40,7 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
     by_q = any(c.along is not None for c in found)
     apart = "q" in wanted and (p.variant.ordered or by_q)
     summed = frozenset(wanted) & {"q", "k", "v"} - ({"q"} if apart else set())
-    inside = tuple(c for c in found if c.place in ("key", "tile", "side") and not c.of_z and c.along is None)
+    inside = tuple(filter(_inside, found))
     most = p if far is None or inside else far.problem
     demand = plain.demand(most)
     positions = bool({i, j} & set(walk(substitute(most.attend.score, {p.attend.product: ZERO}))))
@@ -52,7 +52,7 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
     if refused:
         return refused
     of_z = tuple(c for c in found if c.of_z)
-    beside = tuple(c for c in found if (c.place in ("row", "pair") and not c.of_z) or c.along is not None)
+    beside = tuple(c for c in found if not c.of_z and not _inside(c) and c.place != "diagonal")
     tiles = plain.plain_plan(p)
     main, walked = bool(summed or inside), bool(beside or apart)
     near = tuple(c for c in found if c.place == "diagonal")
@@ -88,8 +88,13 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
     return t.Program("backward", plain.backward_inputs(p), plain.scalars(p), every, tuple(steps), outputs)
 
 
+def _inside(c: Capture) -> bool:
+    """Whether the kernel that owns keys sums a capture."""
+    return c.place in ("key", "tile", "side") and not c.of_z and c.along is None
+
+
 def _buffer(c: Capture, p: Problem, how: HopperBackward, rows: int) -> t.Tensor:
     """The tensor a capture's share is collected in: where no index is left one number per consumer and side."""
-    if c.place == "tile" and not c.of_z and c.along is None:
+    if c.place == "tile" and _inside(c):
         return consumers_buffer(c, p, 2 * KEYS)
     return buffer(c, p, how.rows if c.of_z else 2 * KEYS if c.place == "side" else rows)

@@ -12,9 +12,8 @@ Scores are laid out key by query in the first, query by key in the second, so th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from typing import Literal
 
 from attncc.expr.build import conj, op
@@ -47,20 +46,25 @@ def delta_kernel(p: Problem, tiles: Tiles, of_z: tuple[Capture, ...]) -> t.Kerne
 def row_statistics(k: Stream) -> tuple[Var, Var]:
     """delta - dlse and log2 Z of every row; 0 in rows outside."""
     p, guard = k.p, k.guards.row
-    total: Var | None = None
-    for o, d in zip(
-        k.matrix("out", "e", (b, h), k.row, guard), k.matrix("d_out", "e", (b, h), k.row, guard), strict=True
-    ):
-        both = op("mul", k.cast(o, p.real), k.cast(d, p.real))
-        axis = k.b.type_of(o.name).axes[1].name
-        part = k.b.let("delta", k.b.over("i"), t.Reduce("sum", k.b.value(both, "o_do").name, axis))
-        total = part if total is None else k.b.value(op("add", total, part), "delta")
-    assert total is not None
+    o, d = (k.matrix(tensor, "e", (b, h), k.row, guard) for tensor in ("out", "d_out"))
+    total = _row_product(k, o, d, "delta", "o_do")
     if p.variant.lse_gradient:
         total = k.b.value(op("sub", total, k.stat("d_lse", "d_lse")), "delta", "less the gradient of lse")
     lse = k.stat("lse", "lse")
     finite = op("where", op("eq", lse, NEVER), ZERO, op("mul", lse, LOG2E))
     return total, k.b.value(finite, "log_z", "log2 of Z, 0 in rows without a key")
+
+
+def _row_product(k: Stream, left: tuple[Var, ...], right: tuple[Var, ...], hint: str, each: str) -> Var:
+    """The inner product of two matrices' rows, row by row, over all channel pieces."""
+    total: Var | None = None
+    for x, y in zip(left, right, strict=True):
+        both = op("mul", k.cast(x, k.p.real), k.cast(y, k.p.real))
+        axis = k.b.type_of(x.name).axes[1].name
+        part = k.b.let(hint, k.b.over("i"), t.Reduce("sum", k.b.value(both, each).name, axis))
+        total = part if total is None else k.b.value(op("add", total, part), hint)
+    assert total is not None
+    return total
 
 
 def gradients_of_z(k: Stream, of_z: tuple[Capture, ...], delta: Var, log_z: Var, tile: int) -> None:
@@ -150,7 +154,7 @@ def queries_kernel(p: Problem, tiles: Tiles, wanted: bool, found: tuple[Capture,
     q, d_out = _queries(k, "q", "d"), _queries(k, "d_out", "e")
     distant = beyond(p)
     seen = visits(k.b, p.by_row, rows, Cut(tiles.keys, N, Const(0, "int")), near_of(distant))
-    along = tuple(c for c in found if c.along is not None)
+    along = tuple((c, c.along) for c in found if c.along is not None)
     summed = tuple(c for c in found if c.place in ("tile", "row") and c.along is None)
     dq = k.zeros("dq", "i", "d") if wanted else ()
     sums = tuple(k.b.let("sum", k.b.over("i"), t.Full(ZERO), f"for {c.load.tensor}") for c in summed)
@@ -181,29 +185,16 @@ def queries_kernel(p: Problem, tiles: Tiles, wanted: bool, found: tuple[Capture,
     k.guards = Guards(row=k.guards.row)
     if wanted:
         done = final[: len(dq)]
-        for c, share in zip(along, _along(k, q, done, along), strict=True):
-            store_rows(k, c, share, tiles.rows)
         factor, rest = by_product(p)
-        done = tuple(scaled(k, v, rest, "dq") for v in done) if along else done
+        if along:
+            total = _row_product(k, q, done, "part", "along")
+            for c, times in along:
+                store_rows(k, c, k.b.value(op("mul", total, times), "share"), tiles.rows)
+            done = tuple(scaled(k, v, rest, "dq") for v in done)
         k.store_matrix("d_q", "d", (b, h), k.row, k.guards.row, tuple(scaled(k, v, factor, "dq") for v in done))
     for c, total in zip(summed, final[len(dq) :], strict=True):
         store_rows(k, c, scaled(k, total, split_coefficient(c.factor)[0], "sum"), tiles.rows)
     return t.Kernel("queries_kernel", row_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
-
-
-def _along(k: Stream, q: tuple[Var, ...], dq: tuple[Var, ...], found: tuple[Capture, ...]) -> Iterator[Var]:
-    """What rows add to captures that are multiples of q . sum_j dS k_j."""
-    if not found:
-        return
-    parts: list[Expr] = []
-    for of_q, of_dq in zip(q, dq, strict=True):
-        (channel,) = set(k.b.type_of(of_dq.name).names()) - {"i"}
-        both = k.b.value(op("mul", k.cast(of_q, k.p.real), of_dq), "along")
-        parts.append(k.b.let("part", k.b.over("i"), t.Reduce("sum", both.name, channel)))
-    total = reduce(partial(op, "add"), parts)
-    for c in found:
-        assert c.along is not None
-        yield k.b.value(op("mul", total, c.along), "share")
 
 
 def store_rows(k: Stream, c: Capture, per_row: Var, tile: int) -> None:
