@@ -37,6 +37,8 @@ class OpRow:
     """Per argument, whatever the others are: 1 never decreasing, -1 never increasing, 0 neither; () is 0 throughout."""
     degree: float | None = None
     """k where f(c * args) = c**k f(args) for every c > 0 (of a where: c scales the two values)."""
+    odd: bool = False
+    """f(-x) = -f(x) of every real x."""
     fma: int = 1
     """Cost of one fp32 element in instructions of the FMA and ALU pipes, rounded."""
     mufu: int = 0
@@ -57,13 +59,13 @@ _ROWS: tuple[OpRow, ...] = (
     OpRow("div", 2, "real", infix="/", degree=0, fma=8, mufu=1),
     OpRow("floordiv", 2, "int", infix="//", fma=20),
     OpRow("mod", 2, "int", infix="%", fma=22),
-    OpRow("neg", 1, "join", infix="-", monotone=_DOWN, degree=1),
+    OpRow("neg", 1, "join", infix="-", monotone=_DOWN, degree=1, odd=True),
     OpRow("abs", 1, "join", degree=1),
     OpRow("min", 2, "join", commutative=True, monotone=(1, 1), degree=1),
     OpRow("max", 2, "join", commutative=True, monotone=(1, 1), degree=1),
     OpRow("pow", 2, "real", infix="**", fma=24, mufu=2),
     OpRow("square", 1, "join", degree=2),
-    OpRow("recip", 1, "real", degree=-1, fma=7, mufu=1),
+    OpRow("recip", 1, "real", degree=-1, odd=True, fma=7, mufu=1),
     # elementary functions
     OpRow("exp", 1, "real", monotone=_UP, mufu=1),
     OpRow("exp2", 1, "real", monotone=_UP, fma=0, mufu=1),
@@ -73,10 +75,10 @@ _ROWS: tuple[OpRow, ...] = (
     OpRow("log1p", 1, "real", monotone=_UP, fma=9, mufu=1),
     OpRow("sqrt", 1, "real", monotone=_UP, degree=0.5, mufu=1),
     OpRow("rsqrt", 1, "real", monotone=_DOWN, degree=-0.5, fma=0, mufu=1),
-    OpRow("sin", 1, "real", fma=12),
+    OpRow("sin", 1, "real", odd=True, fma=12),
     OpRow("cos", 1, "real", fma=12),
-    OpRow("tanh", 1, "real", monotone=_UP, fma=9, mufu=2),
-    OpRow("erf", 1, "real", monotone=_UP, fma=16, mufu=1),
+    OpRow("tanh", 1, "real", monotone=_UP, odd=True, fma=9, mufu=2),
+    OpRow("erf", 1, "real", monotone=_UP, odd=True, fma=16, mufu=1),
     # activations
     OpRow("sigmoid", 1, "real", monotone=_UP, fma=9, mufu=2),
     OpRow("softplus", 1, "real", monotone=_UP, fma=12, mufu=2),

@@ -51,7 +51,7 @@ def _sum(a: Expr | None, b: Expr | None) -> Expr | None:
 def _product(factor: Expr, e: Expr) -> Expr:
     """rewrite: a * (b * x) --> (a * b) * x where neither a nor b reads an index"""
     match e:
-        case Op("mul", (b, x)) if not any(_reads(b)):
+        case Op("mul", (b, x)) if not any(reads(b)):
             return op("mul", _product(factor, b), x)
         case Const(b) if isinstance(factor, Const):
             return Const(factor.value * b, "real")
@@ -61,7 +61,7 @@ def _product(factor: Expr, e: Expr) -> Expr:
 
 def separate(e: Expr, key: Var, lane: Expr | None = None) -> Parts:
     """`e` as a sum of parts; `key` is the first key of the tile, `lane` j - key. What no rule splits is of the pair."""
-    at_key, at_query, at_pair = _reads(e)
+    at_key, at_query, at_pair = reads(e)
     if not at_pair and not (at_key and at_query):
         return Parts(key=e) if at_key else Parts(query=e)
     match e:
@@ -72,12 +72,12 @@ def separate(e: Expr, key: Var, lane: Expr | None = None) -> Parts:
         case Op("neg", (Op("real", (a,)),)):
             return separate(op("real", op("neg", a)), key, lane)
         case Op("neg", (Op("mul" | "div" as name, (a, b)),)):
-            return separate(op(name, a, op("neg", b)) if any(_reads(a)) else op(name, _negative(a), b), key, lane)
-        case Op("mul", (a, b)) if not any(_reads(a)):
+            return separate(op(name, a, op("neg", b)) if any(reads(a)) else op(name, _negative(a), b), key, lane)
+        case Op("mul", (a, b)) if not any(reads(a)):
             return separate(b, key, lane).times(a)
-        case Op("mul", (a, b)) if not any(_reads(b)):
+        case Op("mul", (a, b)) if not any(reads(b)):
             return separate(a, key, lane).times(b)
-        case Op("div", (a, b)) if not any(_reads(b)):
+        case Op("div", (a, b)) if not any(reads(b)):
             return separate(a, key, lane).times(op("div", 1.0, b))
         case Op("real", (a,)) if (split := _split(a, key, lane)) is not None:
             return Parts(None, split[0], op("real", split[1]))
@@ -151,9 +151,9 @@ def _integers(e: Expr) -> tuple[Expr, Expr] | None:
     """An integer sum as (a function of the key, a function of the query)."""
     match e:
         case Op("sub", (a, b)) if _alone(a, b):
-            return (a, op("neg", b)) if _reads(a)[0] else (op("neg", b), a)
+            return (a, op("neg", b)) if reads(a)[0] else (op("neg", b), a)
         case Op("add", (a, b)) if _alone(a, b):
-            return (a, b) if _reads(a)[0] else (b, a)
+            return (a, b) if reads(a)[0] else (b, a)
         case Op("neg", (Op("sub", (a, b)),)):
             return _integers(op("sub", b, a))
         case _:
@@ -162,10 +162,10 @@ def _integers(e: Expr) -> tuple[Expr, Expr] | None:
 
 def _alone(a: Expr, b: Expr) -> bool:
     """Whether one reads the key alone and the other the query alone."""
-    return {_reads(a), _reads(b)} == {(True, False, False), (False, True, False)}
+    return {reads(a), reads(b)} == {(True, False, False), (False, True, False)}
 
 
-def _reads(e: Expr) -> tuple[bool, bool, bool]:
+def reads(e: Expr) -> tuple[bool, bool, bool]:
     """Whether an expression reads the key, the query, the product."""
     seen = set(walk(e))
     return j in seen, i in seen, any(isinstance(n, Contract) for n in seen)

@@ -18,6 +18,7 @@ from attncc.passes.stream import LN2, LOG2E, SHIFT, streamed
 from attncc.schedule.beyond import beyond, far_turn, near_of
 from attncc.schedule.config import Tiles
 from attncc.schedule.monotone import direction
+from attncc.schedule.positive import positive_factor
 from attncc.schedule.ranges import Cut, Rows, visits
 from attncc.schedule.stream import NEVER, ZERO, B, Guards, H, M, N, Problem, Stream, b, h
 from attncc.tile import nodes as t
@@ -142,19 +143,19 @@ def _log_scores(k: Stream, score: Expr, allowed: Expr | None) -> tuple[Expr, Exp
     """
     found = k.terms(scale(score, LOG2E))
     plain = found.key is None and (found.query is None or k.p.exponential)
+    parted = positive_factor(found.pair) if plain and found.pair is not None else None
     x: Expr
-    match found.pair:
-        case Op("mul", (Const(c), a)) if plain and c > 0 and a is k.p.attend.product:
-            k.apart = found.query
-            s = k.b.bindings[a]
-            assert isinstance(s, Var)
-            if allowed is not None:
-                s = k.b.value(op("where", allowed, s, NEVER), "s")
-            top = k.b.let("top", k.b.over("i"), t.Reduce("max", s.name, "j"))
-            x, top = op("mul", s, c), k.b.value(op("mul", top, c), "top")
-        case _:
-            x = k.log_score(score, allowed)
-            top = k.b.let("top", k.b.over("i"), t.Reduce("max", x.name, "j"))
+    if parted is None:
+        x = k.log_score(score, allowed)
+        top = k.b.let("top", k.b.over("i"), t.Reduce("max", x.name, "j"))
+    else:
+        c, rest = parted
+        k.apart = found.query
+        s = k.b.value(rest, "s")
+        if allowed is not None:
+            s = k.b.value(op("where", allowed, s, NEVER), "s")
+        top = k.b.let("top", k.b.over("i"), t.Reduce("max", s.name, "j"))
+        x, top = op("mul", s, c), k.b.value(op("mul", top, c), "top")
     return x, top if k.apart is None else k.b.value(op("add", top, k.apart), "top")
 
 

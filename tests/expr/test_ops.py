@@ -64,6 +64,12 @@ def test_degrees(name: str) -> None:
                 assert value_of(name, *(4.0 * t for t in args)) == pytest.approx(4.0**degree * value)
 
 
+@pytest.mark.parametrize("name", UNARY)
+def test_odd_functions(name: str) -> None:
+    values = [(value_of(name, -a), -value_of(name, a)) for a in GRID if a > 0]
+    assert OPS[name].odd == all(a == pytest.approx(b) for a, b in values)
+
+
 def test_every_printer_writes_every_operation() -> None:
     for printer in ("triton", "torch", "python"):
         for name, row in OPS.items():
