@@ -25,11 +25,9 @@ from attncc.schedule.hopper_backward_exchange import Exchange
 from attncc.schedule.hopper_backward_places import INT, KEYS, State
 from attncc.schedule.hopper_backward_rows import sums_of
 from attncc.schedule.hopper_backward_stream import affine, packed
-from attncc.schedule.hopper_backward_turns import NONE
 from attncc.schedule.hopper_config import HopperBackward
-from attncc.schedule.lanes import Sums
 from attncc.schedule.masks import ends_inside
-from attncc.schedule.partitions import WARPS, Kind, parity
+from attncc.schedule.partitions import NONE, WARPS, Kind, parity
 from attncc.schedule.separate import separate
 from attncc.schedule.steps import reads_at_rows
 from attncc.schedule.stream import ZERO, Guards, M, N, Problem, b, g, h, i, j
@@ -147,10 +145,10 @@ class _Keys(Exchange):
 
     def _one_head(self, start: Expr, state: State) -> State:
         k = self.k
-        sums = tuple(k.b.let("sum", self._adding().type(), t.Full(ZERO), f"for {c.load.tensor}") for c, _ in self.sums)
+        sums = tuple(k.b.let("sum", self.sums.type(), t.Full(ZERO), f"for {c.load.tensor}") for c, _ in self.shares)
         final = self._loops(start, (*state, *sums), self._turn)
-        for (c, n), parts in zip(self.sums, final[len(state) :], strict=True):
-            total = self._adding().whole(parts, "sum")
+        for (c, n), parts in zip(self.shares, final[len(state) :], strict=True):
+            total = self.sums.whole(parts, "sum")
             self._store_sum(c, n, scaled(k, total, split_coefficient(c.factor)[0], "sum"))
         return final[: len(state)]
 
@@ -221,7 +219,7 @@ class _Keys(Exchange):
         """(dK, dV, the turn before, sums)."""
         a = int("k" in self.wanted)
         b = a + int("v" in self.wanted)
-        c = len(state) - len(self.sums)
+        c = len(state) - len(self.shares)
         return state[:a], state[a:b], state[b:c], state[c:]
 
     def _product(self, left: str, right: str, channel: t.Axis, hint: str, start: Var | None) -> Var:
@@ -291,22 +289,16 @@ class _Keys(Exchange):
         """The sums with this turn's dS; far away all of it is on one side of what tables tell apart."""
         k, out = self.k, []
         whole: Var | None = None
-        for (c, n), total in zip(self.sums, sums, strict=True):
+        for (c, n), total in zip(self.shares, sums, strict=True):
             part: Expr
             if far and c.near is not None:
-                whole = self._summed(ds) if whole is None else whole
+                whole = self.sums.part(ds, "part") if whole is None else whole
                 values = (ZERO, whole) if c.sides[n] else (whole, ZERO)
                 part = op("where", lies_before(c.near), *values)
             else:
-                part = self._summed(self._share(c, n, ds))
+                part = self.sums.part(self._share(c, n, ds), "part")
             out.append(k.b.value(op("add", total, part), "sum"))
         return tuple(out)
-
-    def _summed(self, share: Var) -> Var:
-        return self._adding().part(share, "part")
-
-    def _adding(self) -> Sums:
-        return Sums(self.k, "j", self.plan.lanes)
 
     def _share(self, c: Capture, n: int, ds: Var) -> Var:
         """What the turn's pairs add to a sum, its coefficient left out."""

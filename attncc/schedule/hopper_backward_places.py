@@ -18,9 +18,10 @@ from attncc.schedule.beyond import beyond, near_of
 from attncc.schedule.captured import Capture
 from attncc.schedule.config import Tiles
 from attncc.schedule.hopper_backward_stream import StagedStream, affine, packed, whole
-from attncc.schedule.hopper_backward_turns import NONE, Walk, walk_of
+from attncc.schedule.hopper_backward_turns import Walk, walk_of
 from attncc.schedule.hopper_config import ROOM, HopperBackward
-from attncc.schedule.partitions import WARPS, Resident, Ring, claims, counter, ring
+from attncc.schedule.lanes import Sums
+from attncc.schedule.partitions import NONE, WARPS, Resident, Ring, claims, counter, ring
 from attncc.schedule.ranges import Cut, Rows, uneven, visits
 from attncc.schedule.stream import G, Guards, H, M, N, Problem, g, h
 from attncc.schedule.stream_backward import key_grid
@@ -47,9 +48,10 @@ class Places(Resident):
 
     def __init__(self, p: Problem, plan: HopperBackward, wanted: frozenset[str], found: tuple[Capture, ...]) -> None:
         self.p, self.plan, self.wanted, self.found = p, plan, wanted, found
-        self.sums = tuple((c, n) for c in found for n in range(len(c.sides) if c.place == "side" else 1))
-        """Captures, and of what has sums for sides the number of the side."""
+        self.shares = tuple((c, n) for c in found for n in range(len(c.sides) if c.place == "side" else 1))
+        """Captures that are summed here, and of what has sums for sides the number of the side."""
         self.k: StagedStream = StagedStream(p, ("j", "i"))
+        self.sums = Sums(self.k, "j", plan.lanes)
         self.k.split = {"d": whole(p.variant.D), "e": whole(p.variant.E)}
         self.k.b.reserve((p.own("statistics"), p.own("d_q_sum")))
         self.started = plan.started and affine(p) is not None

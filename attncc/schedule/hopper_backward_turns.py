@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attncc.expr.build import op
-from attncc.expr.nodes import Const, Expr, Var
+from attncc.expr.nodes import Expr
 from attncc.passes.simplify import simplify
 from attncc.schedule.builder import Builder
-from attncc.schedule.partitions import Kind, Piece, numbered
+from attncc.schedule.partitions import NONE, Kind, Piece, numbered, scalar
 from attncc.schedule.ranges import Visits
 from attncc.tile import nodes as t
-
-NONE = Const(0, "int")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +51,18 @@ def walk_of(b: Builder, visits: Visits, ragged: Expr) -> Walk:
         (full,) = (x for x in visits.full.pieces if isinstance(x, t.Interval))
         first, last = (visits.far[0].lo, visits.far[-1].hi) if visits.far else (full.lo, full.hi)
         assert partial[-1].lo is last
-        end = _scalar(b, op("where", ragged, first, last), "full_end")
+        end = scalar(b, op("where", ragged, first, last), "full_end")
         partial[-1] = t.Interval(end, partial[-1].hi)
         rest = [("full", t.Interval(full.lo, _until(b, full, ragged) if visits.far else end))]
         rest += [("far", t.Interval(x.lo, _until(b, x, ragged))) for x in visits.far]
     found = numbered(b, [*(("masked", x) for x in partial), *rest])
-    return Walk(found, _scalar(b, found[-1].end if found else NONE, "turns"))
+    return Walk(found, scalar(b, found[-1].end if found else NONE, "turns"))
 
 
 def _until(b: Builder, piece: t.Interval, ragged: Expr) -> Expr:
     """Where a piece ends: at once, where every tile needs the mask."""
-    return _scalar(b, op("where", ragged, piece.lo, piece.hi), "end")
+    return scalar(b, op("where", ragged, piece.lo, piece.hi), "end")
 
 
 def _forth(piece: Piece, n: Expr) -> Expr:
     return simplify(op("add", piece.tiles.lo, op("sub", n, piece.start)))
-
-
-def _scalar(b: Builder, e: Expr, hint: str) -> Expr:
-    return e if isinstance(e, Const | Var) else b.value(e, hint)

@@ -30,8 +30,8 @@ from attncc.schedule.hopper_config import ROOM, HopperForward
 from attncc.schedule.lanes import Sums
 from attncc.schedule.masks import ends_inside
 from attncc.schedule.partitions import (
+    NONE,
     WARPS,
-    ZERO,
     Buffers,
     Kind,
     Resident,
@@ -101,7 +101,7 @@ class _Forward(Resident):
         """The program's place in the grid, and the turns it takes there."""
         k = self.k
         k.place(self.r0.name, "h", "b")
-        seen = visits(k.b, self.p.by_row, self._rows(), Cut(self.plan.keys, N, ZERO), near_of(self.beyond))
+        seen = visits(k.b, self.p.by_row, self._rows(), Cut(self.plan.keys, N, NONE), near_of(self.beyond))
         self.turns: Turns = turns(k.b, seen)
 
     def _rows(self) -> Rows:
@@ -129,7 +129,7 @@ class _Forward(Resident):
         if plan.turns:
             self.turn = k.b.fresh("turn")
             k.b.add(t.AllocBar(self.turn, c, WARPS))
-            k.b.add(t.BarArrive(t.Bar(self.turn, ZERO), WARPS))
+            k.b.add(t.BarArrive(t.Bar(self.turn, NONE), WARPS))
         if self.resident:
             self.claims = claims(k.b, self.p, c)
 
@@ -149,7 +149,7 @@ class _Forward(Resident):
             self._fill(self.k_ring, self.keys, "k", "d", n, row)
             self._fill(self.v_ring, self.values, "v", "e", n, row, later=1)
             k.b.add(t.Yield(()))
-        count = t.Count(ZERO, self.turns.total)
+        count = t.Count(NONE, self.turns.total)
         k.b.add(t.For(n.name, count, (), tuple(loop.statements), order="asc", note="tiles, in turn"))
         return self.turns.total
 
@@ -190,7 +190,7 @@ class _Forward(Resident):
 
     def _walk(self, state: State) -> None:
         """All turns, masked ones first, and the end."""
-        state = self._turn(ZERO, "masked", state)
+        state = self._turn(NONE, "masked", state)
         for kind, start, end in self.turns.loops():
             state = self._loop(start, end, kind, state)
         if self.out is not self.q:

@@ -15,7 +15,8 @@ from attncc.schedule.ranges import Visits
 from attncc.schedule.stream import Problem, Stream
 from attncc.tile import nodes as t
 
-ZERO = Const(0, "int")
+NONE = Const(0, "int")
+"""The first slot, turn or place; 0 of what is counted."""
 WARPS = 4
 """Of a warpgroup: each gives a slot back by itself, so that none waits for the others."""
 
@@ -54,12 +55,12 @@ class Ring:
 
     def at(self, b: Builder, n: Expr) -> tuple[Expr, Expr]:
         """(slot, parity of its phase) at turn `n`."""
-        return _scalar(b, simplify(op("mod", n, self.depth)), "slot"), parity(b, n, self.depth)
+        return scalar(b, simplify(op("mod", n, self.depth)), "slot"), parity(b, n, self.depth)
 
 
 def parity(b: Builder, n: Expr, depth: int) -> Expr:
     """The parity of the phase at turn `n` of a barrier that is used every `depth` turns."""
-    return _scalar(b, simplify(op("mod", op("floordiv", n, depth), 2)), "phase")
+    return scalar(b, simplify(op("mod", op("floordiv", n, depth), 2)), "phase")
 
 
 def ring(b: Builder, hint: str, depth: int, readers: int) -> Ring:
@@ -103,10 +104,10 @@ class Resident(ABC):
     def partition(self, name: str, warps: int, registers: int, body: Callable[[], Expr]) -> t.Partition:
         """The code of some warps at every place; `body` ends at a turn. One warp takes places for the others."""
         k = self.k
-        self.item = self.before = ZERO
+        self.item = self.before = NONE
         with k.b.partition() as scope:
             if self.resident:
-                taken = k.b.let("taken", t.Type((), "i32"), t.Full(ZERO), "turns at the places before")
+                taken = k.b.let("taken", t.Type((), "i32"), t.Full(NONE), "turns at the places before")
 
                 def here(item: Var, state: tuple[Var, ...]) -> tuple[Var, ...]:
                     self.item, self.before = item, state[0]
@@ -126,7 +127,8 @@ class Resident(ABC):
         return op("add", self.before, n)
 
 
-def _scalar(b: Builder, e: Expr, hint: str) -> Expr:
+def scalar(b: Builder, e: Expr, hint: str) -> Expr:
+    """`e` as a number or a name."""
     return e if isinstance(e, Const | Var) else b.value(e, hint)
 
 
@@ -148,11 +150,11 @@ class Piece:
 def numbered(b: Builder, pieces: Sequence[tuple[Kind, t.Interval]]) -> tuple[Piece, ...]:
     """Pieces with their turns, one after another."""
     found: list[Piece] = []
-    reached: Expr = ZERO
+    reached: Expr = NONE
     for n, (kind, tiles) in enumerate(pieces):
         start, reached = reached, simplify(op("add", reached, op("max", op("sub", tiles.hi, tiles.lo), 0)))
         if kind == "masked" or n < len(pieces) - 1:
-            reached = _scalar(b, reached, "turns")
+            reached = scalar(b, reached, "turns")
         found.append(Piece(kind, tiles, start, reached))
     return tuple(found)
 
@@ -187,7 +189,7 @@ class Turns:
         """The tile of turn `n`, which is of a kind where that is known: each piece from its far end back."""
         pieces = [x for x in self.pieces if kind is None or x.kind == kind]
         if not pieces:
-            return ZERO
+            return NONE
         e = _back(pieces.pop(), n)
         for x in reversed(pieces):
             e = op("where", op("lt", n, x.end), _back(x, n), e)
@@ -208,7 +210,7 @@ def turns(b: Builder, visits: Visits) -> Turns:
     )
     found = numbered(b, [(kind, x) for kind, pieces in kinds for x in pieces if isinstance(x, t.Interval)])
     assert len(found) == sum(len(pieces) for _, pieces in kinds)
-    masked = next((x.end for x in reversed(found) if x.kind == "masked"), ZERO)
-    atleast = _scalar(b, simplify(op("max", masked, 1)), "masked")
-    total = found[-1].end if found else ZERO
-    return Turns(found, atleast, _scalar(b, simplify(op("max", total, 1)), "total"))
+    masked = next((x.end for x in reversed(found) if x.kind == "masked"), NONE)
+    atleast = scalar(b, simplify(op("max", masked, 1)), "masked")
+    total = found[-1].end if found else NONE
+    return Turns(found, atleast, scalar(b, simplify(op("max", total, 1)), "total"))
