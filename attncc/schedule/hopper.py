@@ -49,3 +49,8 @@ def backward_refusal(p: Problem) -> str:
     if v.grouped and any("h" in free_vars(e) for e in ends):
         return "heads that share keys differ in what they see"
     return ""
+
+
+def queries_refusal(p: Problem) -> str:
+    """Why dQ can't have a partitioned kernel of its own, where the rest of the backward is partitioned."""
+    return common_refusal(p, ("d_q",))

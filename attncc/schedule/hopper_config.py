@@ -16,8 +16,8 @@ ROOM = SHARED_BYTES - 1024
 
 
 @dataclass(frozen=True, slots=True)
-class HopperForward:
-    """What the partitioned forward chooses."""
+class RowPlan:
+    """What partitioned kernels choose whose programs own rows and walk over keys."""
 
     consumers: int = 2
     """Warpgroups that compute, of `rows` queries each."""
@@ -29,6 +29,21 @@ class HopperForward:
     registers: int = 240
     """Of a consumer's thread; the producer's keeps `spare`."""
     spare: int = 24
+    resident: bool = True
+    """Where there is room, a program stays on its multiprocessor and works at one place of the grid after another."""
+    ahead: int = 2
+    """Where walks are of different lengths: the last places, so many for every program, begin with the long walks."""
+
+    @property
+    def entry(self) -> int:
+        """Registers of a thread before partitions trade them; the producer's one warp counts as four."""
+        return REGISTERS // (128 * (self.consumers + 1)) // 8 * 8
+
+
+@dataclass(frozen=True, slots=True)
+class HopperForward(RowPlan):
+    """What the partitioned forward chooses."""
+
     rounded: bool = False
     """Weights wait for their product in the inputs' dtype: fewer registers, longer turns."""
     early: bool = False
@@ -41,19 +56,18 @@ class HopperForward:
     """
     lanes: bool = True
     """Sums of weights are completed by a row's threads after the last turn only: shorter turns, two more registers."""
-    resident: bool = True
-    """Where there is room, a program stays on its multiprocessor and works at one place of the grid after another."""
     fetched: bool = True
     """Where there is room, the next place's queries are fetched before this place's are read for the last time."""
-    ahead: int = 2
-    """Where walks are of different lengths: the last places, so many for every program, begin with the long walks."""
     turns: bool = False
     """Consumers take turns to issue their products, so that one's exponentials run under the other's products."""
 
-    @property
-    def entry(self) -> int:
-        """Registers of a thread before partitions trade them; the producer's one warp counts as four."""
-        return REGISTERS // (128 * (self.consumers + 1)) // 8 * 8
+
+@dataclass(frozen=True, slots=True)
+class HopperQueries(RowPlan):
+    """What the partitioned kernel of dQ alone chooses: a turn's keys are read in the next one, too."""
+
+    keys: int = 64
+    depth: int = 4
 
 
 _SPARE = "consumers=2 registers=240 early=False turns=False rounded=True settled=True lanes=False"

@@ -6,8 +6,9 @@ from attncc.expr.nodes import substitute, walk
 from attncc.schedule import steps as plain
 from attncc.schedule.beyond import beyond
 from attncc.schedule.captured import Capture, buffer, by_sides, captures, consumers_buffer
+from attncc.schedule.config import Tiles
 from attncc.schedule.diagonals import diagonals_kernel
-from attncc.schedule.hopper import backward_refusal
+from attncc.schedule.hopper import backward_refusal, queries_refusal
 from attncc.schedule.hopper_backward import partitioned_keys
 from attncc.schedule.hopper_backward_places import KEYS, each_head_apart
 from attncc.schedule.hopper_backward_rows import (
@@ -18,7 +19,8 @@ from attncc.schedule.hopper_backward_rows import (
     statistics,
     statistics_kernel,
 )
-from attncc.schedule.hopper_config import Burden, HopperBackward, backward_plan
+from attncc.schedule.hopper_config import Burden, HopperBackward, HopperQueries, backward_plan
+from attncc.schedule.hopper_queries import partitioned_queries
 from attncc.schedule.overrides import overridden
 from attncc.schedule.partitions import counter
 from attncc.schedule.prune import prune
@@ -67,7 +69,7 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
     if shared:
         kernels.append(cast_keys_kernel(p, shared))
     if walked:
-        kernels.append(queries_kernel(p, tiles.queries, apart, beside))
+        kernels.append(_queries(p, tiles.queries, apart, beside))
     kernels += [diagonals_kernel(p, c) for c in near]
     scans, before = plain.scans_read(p, runs, tuple(kernels))
     steps: list[t.Step] = [*plain.prologue(p, tuple(kernels)), *before]
@@ -86,6 +88,14 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
     outputs = tuple(f"d_{n}" for n in wanted)
     every = tuple(map(prune, (*scans, *kernels)))
     return t.Program("backward", plain.backward_inputs(p), plain.scalars(p), every, tuple(steps), outputs)
+
+
+def _queries(p: Problem, tiles: Tiles, wanted: bool, beside: tuple[Capture, ...]) -> t.Kernel:
+    """The kernel of rows. That of dQ alone is partitioned where a plan names it: it has not been timed on a GPU."""
+    text = p.variant.tiles
+    if beside or "partitioned.queries." not in text or queries_refusal(p):
+        return queries_kernel(p, tiles, wanted, beside)
+    return partitioned_queries(p, overridden(HopperQueries(), text, "partitioned.queries"))
 
 
 def _inside(c: Capture) -> bool:

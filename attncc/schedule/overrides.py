@@ -11,11 +11,15 @@ from collections.abc import Iterator
 from typing import Any, Literal, TypeVar
 
 from attncc.schedule.config import Plan
-from attncc.schedule.hopper_config import HopperBackward, HopperForward
+from attncc.schedule.hopper_config import HopperBackward, HopperForward, HopperQueries
 
 T = TypeVar("T")
 _FORWARD = ("plain.forward", "partitioned.forward")
-_BARE = {"partitioned.forward": HopperForward, "partitioned.backward": HopperBackward}
+_BARE = {
+    "partitioned.forward": HopperForward,
+    "partitioned.backward": HopperBackward,
+    "partitioned.queries": HopperQueries,
+}
 _KERNELS = ("forward", "delta", "keys", "queries")
 
 
@@ -47,7 +51,7 @@ def of(text: str, which: Literal["forward", "backward"]) -> str:
 
 
 def overridden(default: T, text: str, tier: str) -> T:
-    """The default plan of `tier` (`plain`, `partitioned.forward`, `partitioned.backward`) with what `text` changes."""
+    """The default plan of `tier` (`plain`, `partitioned.forward` and so on) with what `text` changes."""
     found: Any = default
     for name, value in items(text):
         kernel, _, field = name.rpartition(".")

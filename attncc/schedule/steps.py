@@ -42,6 +42,12 @@ def reads_at_rows(p: Problem) -> bool:
     return any("i" in free_vars(x) and "j" not in free_vars(x) for n in reads for x in n.index)
 
 
+def reads_at_keys(p: Problem) -> bool:
+    """Whether the score reads a captured tensor at an index that moves with the keys."""
+    reads = [n for n in walk(p.attend.score) if isinstance(n, Load) and n.tensor not in ("q", "k")]
+    return any("j" in free_vars(x) for n in reads for x in n.index)
+
+
 def collected(p: Problem, name: str, found: tuple[Capture, ...], buffers: dict[str, t.Tensor]) -> tuple[t.Step, ...]:
     """The steps from every share of one captured tensor to its gradient."""
     sources = {x.name: x.source for x in p.attend.tables}

@@ -1,0 +1,176 @@
+"""What partitioned kernels share whose programs own rows: the place in the grid, the copies, the walk over keys.
+
+Masked tiles take the first turns, in a loop of their own; tiles where tables have one value, the last. The producer
+walks the same turns and knows nothing else.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from attncc.expr.build import op
+from attncc.expr.nodes import Const, Expr, Var
+from attncc.schedule.beyond import FIRST_KEY, FIRST_ROW, beyond, near_of
+from attncc.schedule.config import Tiles
+from attncc.schedule.hopper_config import RowPlan
+from attncc.schedule.masks import ends_inside
+from attncc.schedule.partitions import NONE, Buffers, Kind, Resident, Turns, counter, turns
+from attncc.schedule.ranges import Cut, Rows, uneven, visits
+from attncc.schedule.steps import reads_at_keys
+from attncc.schedule.stream import Guards, M, N, Problem, Stream
+from attncc.schedule.stream_forward import row_grid
+from attncc.tile import nodes as t
+from attncc.tile.nodes import Config
+
+NOTES: Mapping[Kind, str] = {
+    "masked": "keys: tiles that need the mask",
+    "full": "keys: tiles inside the mask",
+    "far": "keys: tiles where tables have one value",
+}
+State = tuple[Var, ...]
+
+
+class RowPlaces(Resident):
+    """A kernel under construction, but for its buffers and for what its partitions do with them."""
+
+    plan: RowPlan
+
+    def __init__(self, p: Problem, plan: RowPlan) -> None:
+        self.p, self.plan = p, plan
+        self.k = Stream(p, ("i", "j"))
+        self.tile = plan.rows * plan.consumers
+        self.ahead = plan.ahead if uneven(p.by_row, "i") else 0
+        self.beyond = beyond(p)
+
+    @abstractmethod
+    def memory(self) -> None:
+        """Allocates buffers and barriers."""
+
+    @abstractmethod
+    def consume(self, c: int) -> Expr:
+        """What a consumer does at a place; the turn it ends at."""
+
+    @abstractmethod
+    def feed(self) -> Expr:
+        """What the producer does at a place; the turn it ends at."""
+
+    @abstractmethod
+    def turn(self, n: Expr, kind: Kind, state: State) -> State:
+        """One turn of a consumer."""
+
+    def kernel_of(self, name: str, tensors: tuple[str, ...]) -> t.Kernel:
+        """The whole kernel; `tensors` are those of bulk copies."""
+        plan, k = self.plan, self.k
+        self.r0 = Var(self.p.own("i0"), "int")
+        k.start()
+        if not self.resident:
+            self.place()
+        self.memory()
+        consumers = [partial(self.consume, c) for c in range(plan.consumers)]
+        parts = [self.partition(f"consumer{n}", 4, plan.registers, body) for n, body in enumerate(consumers)]
+        parts.append(self.partition("producer", 1, plan.spare, self.feed))
+        k.b.add(t.Partitions(tuple(parts)))
+        for tensor in (*tensors, *((counter(self.p).name,) if self.resident else ())):
+            k.tensors[tensor] = None
+        grid = row_grid(self.p, Tiles(self.tile, plan.keys, Config()))
+        return t.Kernel(name, grid, tuple(k.tensors), k.scalars(), k.body(), Config(4, 1, plan.entry))
+
+    def place(self) -> None:
+        """The program's place in the grid, and the turns it takes there."""
+        k = self.k
+        k.place(self.r0.name, "h", "b")
+        seen = visits(k.b, self.p.by_row, self._rows(), Cut(self.plan.keys, N, NONE), near_of(self.beyond))
+        self.turns: Turns = turns(k.b, seen)
+
+    def _rows(self) -> Rows:
+        """The program's rows, as the bounds see them: in a vector, where they must, of a power of two."""
+        k = self.k
+        k.rows(self.r0, 1 << (self.tile - 1).bit_length())
+        end = op("min", op("add", self.r0, self.tile), M)
+        k.guards = Guards(row=op("lt", k.row, end))
+        k.b.axis("j", self.plan.keys)
+        first, last = op("add", self.r0, k.shift), op("add", op("sub", end, 1), k.shift)
+        return Rows("i", first, last, k.guards.row, "i", self.p.rising)
+
+    # --- the producer
+
+    def every_turn(self, fill: Callable[[Expr, Expr], None]) -> Expr:
+        """`fill(turn, its first key)` for every turn of a place; how many there are."""
+        k = self.k
+        with k.b.inner() as loop:
+            n = k.b.loop_index("n")
+            fill(n, k.b.value(op("mul", self.turns.tile(n), self.plan.keys), "j0"))
+            k.b.add(t.Yield(()))
+        count = t.Count(NONE, self.turns.total)
+        k.b.add(t.For(n.name, count, (), tuple(loop.statements), order="asc", note="tiles, in turn"))
+        return self.turns.total
+
+    def copy(self, into: Buffers, tensor: str, prefix: str, at: tuple[Expr, ...], slot: Expr, bar: t.Bar) -> None:
+        """Begins to fill a slot with rows of a tensor."""
+        for to, (offset, _, _) in zip(into.slots(slot), self.k.split[prefix].pieces, strict=True):
+            self.k.b.add(t.CopyIn(to, tensor, (*at, Const(offset, "int")), bar))
+
+    def bytes(self, prefix: str, rows: int) -> int:
+        """Of `rows` rows, all channel pieces."""
+        return 2 * rows * sum(extent for _, extent, _ in self.k.split[prefix].pieces)
+
+    # --- a consumer
+
+    def own_rows(self, c: int) -> None:
+        """The rows of a consumer."""
+        k, plan = self.k, self.plan
+        k.rows(k.b.value(op("add", self.r0, c * plan.rows), "r0") if c else self.r0, plan.rows)
+        k.guards = Guards(row=op("lt", k.row, M))
+
+    def walk(self, state: State) -> State:
+        """All turns but for the last product: masked ones first."""
+        state = self.turn(NONE, "masked", state)
+        for kind, start, end in self.turns.loops():
+            state = self._loop(start, end, kind, state)
+        return state
+
+    def _loop(self, lo: Expr, hi: Expr, kind: Kind, state: State) -> State:
+        k, p = self.k, self.p
+        if kind == "far" and self.beyond is not None:
+            self.p = k.p = self.beyond.problem
+            k.b.bindings[FIRST_ROW] = k.b.value(op("add", self.r0, k.shift), "first")
+
+        def turn(n: Var, state: State) -> State:
+            return self.turn(n, kind, state)
+
+        state = k.loop(t.Count(lo, hi), "n", "", state, turn, NOTES[kind], 1, "asc")
+        self.p = k.p = p
+        return state
+
+    def keys_of(self, n: Expr, kind: Kind) -> None:
+        """The keys of turn `n`."""
+        k = self.k
+        tile = self.turns.tile(n, None if isinstance(n, Const) else kind)
+        k.keys(k.b.value(op("mul", tile, self.plan.keys), "j0"), self.plan.keys)
+        k.b.bindings[FIRST_KEY] = k.first
+        guarded = kind == "masked" or reads_at_keys(self.p)
+        k.guards = Guards(k.guards.row, op("lt", k.key, N) if guarded else Guards().key)
+
+    def allowed(self, kind: Kind) -> Expr | None:
+        """The predicate of a partial tile: the mask, and the last key where no bound keeps to it."""
+        if kind != "masked":
+            return None
+        ends = () if ends_inside(self.p.by_row.alternatives) else (self.k.guards.key,)
+        return self.k.allowed(self.p.by_row.mask, *ends)
+
+    def products(self, left: tuple[str | t.Slot, ...], right: Buffers, slot: Expr, hint: str, prefix: str) -> Var:
+        """Rows of a consumer by keys of a slot, begun and not awaited."""
+        k, s = self.k, ""
+        for n, (x, y) in enumerate(zip(left, right.slots(slot), strict=True)):
+            dot = t.Dot(x, y, f"{prefix}{n}", s or None, asynchronous=True)
+            s = k.b.let(hint, k.b.over("i", "j"), dot).name
+        return Var(s, "real")
+
+    def added(self, acc: State, left: Var, right: Buffers, slot: Expr, hint: str) -> State:
+        """acc + left @ keys of a slot, begun and not awaited."""
+        k, out = self.k, []
+        for a, y in zip(acc, right.slots(slot), strict=True):
+            out.append(k.b.let(hint, k.b.type_of(a.name), t.Dot(left.name, y, "j", a.name, asynchronous=True)))
+        return tuple(out)
