@@ -178,7 +178,7 @@ class _Keys(Exchange):
         dq = self.begin_dq(n) if under else ()
         s = k.b.let("s", k.b.type_of(s.name), t.DotWait(s.name, len(dq)))
         known = pair_scores(k, s, self._allowed(masked), self.started)
-        w = self._operand(known.w) if dv or (masked and plan.calm) else None
+        w = self.operand(known.w, f"{known.w.name}_a") if dv or (masked and plan.calm) else None
         if before:
             self.lay_out(dq or self.begin_dq(n))
         if self.needs_ds:
@@ -254,11 +254,6 @@ class _Keys(Exchange):
         allowed = conj(p.by_key.mask, *ends)
         return self.k.allowed(allowed) if masked and allowed is not TRUE else None
 
-    def _operand(self, value: Var) -> Var:
-        """A score-shaped value as the first operand of a product."""
-        narrow = self.k.cast(value, self.p.variant.dtype)
-        return self.k.b.let(f"{value.name}_a", self.k.b.type_of(narrow.name), t.Convert(narrow.name, "operand"))
-
     def _accumulate(self, acc: State, left: Var, right: str) -> State:
         """acc + left @ the turn's rows of `right`, begun and not awaited."""
         (a,) = acc
@@ -280,7 +275,7 @@ class _Keys(Exchange):
         number = op("add", n, 1) if self.plan.lag else n
         if self.exchanged:
             self.store_ds(narrow, number)
-        dk = self._accumulate(dk, self._operand(narrow), self.q_tile) if dk else ()
+        dk = self._accumulate(dk, self.operand(narrow, f"{narrow.name}_a"), self.q_tile) if dk else ()
         if self.exchanged:
             self.send_ds(number)
         return dk

@@ -9,9 +9,6 @@ which add to dK and dV: programs that start together read the same rows.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from functools import partial
-
 from attncc.expr.build import op
 from attncc.expr.nodes import Expr, Var
 from attncc.schedule.beyond import beyond, near_of
@@ -37,14 +34,6 @@ State = tuple[Var, ...]
 
 class Places(Resident):
     """The kernel under construction, but for what its partitions do at a place."""
-
-    @abstractmethod
-    def consume(self, c: int) -> Expr:
-        """What a consumer does at a place; the turn it ends at."""
-
-    @abstractmethod
-    def feed(self) -> Expr:
-        """What the producer does at a place; the turn it ends at."""
 
     def __init__(self, p: Problem, plan: HopperBackward, wanted: frozenset[str], found: tuple[Capture, ...]) -> None:
         self.p, self.plan, self.wanted, self.found = p, plan, wanted, found
@@ -73,9 +62,7 @@ class Places(Resident):
         if not self.resident:
             self.place()
         self._memory()
-        parts = [self.partition(f"consumer{c}", 4, self.plan.registers, partial(self.consume, c)) for c in range(2)]
-        parts.append(self.partition("producer", 1, self.plan.spare, self.feed))
-        k.b.add(t.Partitions(tuple(parts)))
+        k.b.add(self.parts(2, self.plan.registers, self.plan.spare))
         if self.resident:
             self.seen(counter(p).name)
         config = t.Config(4, 1, self.plan.entry)

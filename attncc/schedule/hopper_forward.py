@@ -25,9 +25,7 @@ from attncc.schedule.lanes import Sums
 from attncc.schedule.partitions import (
     NONE,
     WARPS,
-    Buffers,
     Kind,
-    Ring,
     buffers,
     claims,
     parity,
@@ -80,28 +78,18 @@ class _Forward(RowPlaces):
 
     def feed(self) -> Expr:
         k, plan = self.k, self.plan
-        slot, phase = self.q_ring.at(k.b, self.item)
-        first = t.Bar(self.q_ring.full, slot)
-        k.b.add(t.BarWait(t.Bar(self.q_ring.empty, slot), op("sub", 1, phase)))
-        k.b.add(t.BarExpect(first, plan.consumers * self.bytes("d", plan.rows)))
+        _, first = self.begin(self.q_ring, self.item, plan.consumers * self.bytes("d", plan.rows))
         for c in range(plan.consumers):
             self.copy(self.q, "q", "d", (b, h, op("add", self.r0, c * plan.rows)), self._queries_of(c), first)
 
         def fill(n: Expr, row: Expr) -> None:
-            self._fill(self.k_ring, self.keys, "k", "d", n, row)
-            self._fill(self.v_ring, self.values, "v", "e", n, row, later=1)
+            at = (b, k.kv_head(), row)
+            slot, full = self.begin(self.k_ring, self.at(n), self.bytes("d", plan.keys))
+            self.copy(self.keys, "k", "d", at, slot, full)
+            slot, full = self.begin(self.v_ring, self.at(n), self.bytes("e", plan.keys), later=1)
+            self.copy(self.values, "v", "e", at, slot, full)
 
         return self.every_turn(fill)
-
-    def _fill(self, ring: Ring, into: Buffers, tensor: str, prefix: str, n: Expr, row: Expr, later: int = 0) -> None:
-        """Begins to fill the slot of turn `n`, once the turn `later` than its last use has ended."""
-        k = self.k
-        slot, phase = ring.at(k.b, self.at(n))
-        full = t.Bar(ring.full, slot)
-        freed, since = ring.at(k.b, self.at(op("add", n, later))) if later else (slot, phase)
-        k.b.add(t.BarWait(t.Bar(ring.empty, freed), op("sub", 1, since)))
-        k.b.add(t.BarExpect(full, self.bytes(prefix, self.plan.keys)))
-        self.copy(into, tensor, prefix, (b, k.kv_head(), row), slot, full)
 
     # --- a consumer
 
@@ -139,7 +127,7 @@ class _Forward(RowPlaces):
 
         def end(*before: Var) -> None:
             """The product of the turn before is awaited, behind `before`; with it both tiles of that turn are free."""
-            ended.extend(acc if first else self._awaited(acc, before))
+            ended.extend(acc if first else self.awaited(acc, "acc", *before))
             k.b.add(self.k_ring.release(slot))
 
         early = (lambda m: end(s, m)) if self.plan.early else (lambda m: None)
@@ -150,21 +138,11 @@ class _Forward(RowPlaces):
             end(w)
         elif self.p.normalised:
             ended = [k.b.value(op("mul", a, new[2]), "acc") for a in ended]
-        return (*new[: self.stats], *ended, self._rounded(w) if self.plan.rounded else w)
-
-    def _awaited(self, acc: State, before: State) -> State:
-        """Products begun, awaited behind the values `before`."""
-        k, names = self.k, tuple(v.name for v in before)
-        return tuple(k.b.let("acc", k.b.type_of(a.name), t.DotWait(a.name, 0, names)) for a in acc)
+        return (*new[: self.stats], *ended, self.operand(w, "p") if self.plan.rounded else w)
 
     def _turn_of(self, consumer: int) -> t.Bar:
         """The barrier that lets a consumer issue its products."""
         return t.Bar(self.issuing, Const(consumer % self.plan.consumers, "int"))
-
-    def _rounded(self, w: Var) -> Var:
-        """The weights as the second product's operand."""
-        narrow = self.k.cast(w, self.p.variant.dtype)
-        return self.k.b.let("p", self.k.b.type_of(narrow.name), t.Convert(narrow.name, "operand"))
 
     def _product(self, n: Expr, state: State) -> State:
         """O += P V of turn `n`, begun and not awaited."""
@@ -173,7 +151,7 @@ class _Forward(RowPlaces):
         slot, _ = self.v_ring.at(k.b, self.at(n))
         if p.normalised and not self.plan.early:
             acc = tuple(k.b.value(op("mul", a, stats[2]), "acc") for a in acc)
-        operand = w if p.variant.dtype == k.b.type_of(w.name).dtype else self._rounded(w)
+        operand = w if p.variant.dtype == k.b.type_of(w.name).dtype else self.operand(w, "p")
         if not self.plan.settled:
             self._values_of(n)
         return (*stats, *self.added(acc, operand, self.values, slot, "acc"))
@@ -200,9 +178,8 @@ class _Forward(RowPlaces):
 
     def _close(self, state: State) -> None:
         """Normalises and stores."""
-        k, plan = self.k, self.plan
-        stats, unfinished = state[: self.stats], state[self.stats :]
-        acc = tuple(k.b.let("acc", k.b.type_of(a.name), t.DotWait(a.name, 0)) for a in unfinished)
+        k, stats = self.k, state[: self.stats]
+        acc = self.awaited(state[self.stats :], "acc")
         k.guards = Guards(row=k.guards.row)
         if self.p.normalised:
             acc = finish(k, stats[0], self.sums.whole(stats[1], "l"), acc)
@@ -210,21 +187,7 @@ class _Forward(RowPlaces):
             k.channels["e"] = k.channel_pieces("e")
             k.store_matrix("out", "e", (b, h), k.row, k.guards.row, acc)
             return
-        row = op("add", self.r0, self.c * plan.rows)
-        slots = self.out.slots(Const(self.c, "int"))
-        if self.resident:
-            k.b.add(t.CopyWait(0))
-        for part, slot, (_, _, axis) in zip(acc, slots, k.pieces("d" if self.out is self.q else "e"), strict=True):
-            narrow = k.cast(part, self.p.variant.dtype)
-            if self.out is self.q:
-                type = t.Type((t.Axis("i", plan.rows), axis), self.p.variant.dtype)
-                narrow = k.b.let("o", type, t.Rename(narrow.name), "in the place of q")
-            k.b.add(t.SharedStore(slot, narrow.name))
-        k.b.add(t.Fence())
-        for slot, (offset, _, _) in zip(slots, k.split["e"].pieces, strict=True):
-            k.b.add(t.CopyOut(slot, "out", (b, h, row, Const(offset, "int"))))
-        if not self.resident or self.out is self.q:
-            k.b.add(t.CopyWait(0))
+        self.leave("out", "e", acc, self.out, self.c, "d" if self.out is self.q else "")
         if self.out is self.q:
             self._release_queries()
 

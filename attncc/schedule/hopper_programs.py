@@ -21,7 +21,7 @@ from attncc.schedule.hopper_backward_rows import (
 )
 from attncc.schedule.hopper_config import Burden, HopperBackward, HopperQueries, backward_plan
 from attncc.schedule.hopper_queries import partitioned_queries
-from attncc.schedule.overrides import overridden
+from attncc.schedule.overrides import named, overridden
 from attncc.schedule.partitions import counter
 from attncc.schedule.prune import prune
 from attncc.schedule.runs import Run
@@ -92,10 +92,10 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
 
 def _queries(p: Problem, tiles: Tiles, wanted: bool, beside: tuple[Capture, ...]) -> t.Kernel:
     """The kernel of rows. That of dQ alone is partitioned where a plan names it: it has not been timed on a GPU."""
-    text = p.variant.tiles
-    if beside or "partitioned.queries." not in text or queries_refusal(p):
+    text, tier = p.variant.tiles, "partitioned.queries"
+    if beside or not named(text, tier) or queries_refusal(p):
         return queries_kernel(p, tiles, wanted, beside)
-    return partitioned_queries(p, overridden(HopperQueries(), text, "partitioned.queries"))
+    return partitioned_queries(p, overridden(HopperQueries(), text, tier))
 
 
 def _inside(c: Capture) -> bool:

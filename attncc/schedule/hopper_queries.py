@@ -6,7 +6,7 @@ Where every sum has one order, dQ is summed by the programs that own its rows. T
     w = weights of S(n), under the other two;  both are awaited, the slot of turn n-1 is given back
     dS(n) = w (dP(n) - delta), rounded for its product
 
-Queries and dO stay in registers. The producer walks the same turns, masked ones first, and knows nothing else.
+Queries and dO stay in registers.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from attncc.expr.nodes import Const, Expr
 from attncc.schedule.captured import by_product
 from attncc.schedule.hopper_config import HopperQueries
 from attncc.schedule.hopper_rows import RowPlaces, State
-from attncc.schedule.partitions import Buffers, Kind, Ring, buffers, claims, ring
-from attncc.schedule.stream import Guards, Problem, b, h
+from attncc.schedule.partitions import Buffers, Kind, buffers, claims, ring
+from attncc.schedule.stream import Problem, b, h
 from attncc.schedule.stream_backward import pair_scores, product_gradient, scaled, score_gradient
 from attncc.tile import nodes as t
 
@@ -48,26 +48,19 @@ class _Queries(RowPlaces):
 
     def feed(self) -> Expr:
         k, plan = self.k, self.plan
-        own = self._begin(self.own_ring, self.item, plan.consumers * plan.rows)[1]
+        row_bytes = self.bytes("d", 1) + self.bytes("e", 1)
+        _, own = self.begin(self.own_ring, self.item, plan.consumers * plan.rows * row_bytes)
         for c in range(plan.consumers):
             at = (b, h, op("add", self.r0, c * plan.rows))
             self.copy(self.q, "q", "d", at, Const(c, "int"), own)
             self.copy(self.d_out, "d_out", "e", at, Const(c, "int"), own)
 
         def fill(n: Expr, row: Expr) -> None:
-            slot, full = self._begin(self.ring, self.at(n), plan.keys)
+            slot, full = self.begin(self.ring, self.at(n), plan.keys * row_bytes)
             self.copy(self.keys, "k", "d", (b, k.kv_head(), row), slot, full)
             self.copy(self.values, "v", "e", (b, k.kv_head(), row), slot, full)
 
         return self.every_turn(fill)
-
-    def _begin(self, ring: Ring, n: Expr, rows: int) -> tuple[Expr, t.Bar]:
-        """Waits until the slot of turn `n` is empty; it, and its barrier, told of `rows` rows of both channel axes."""
-        slot, phase = ring.at(self.k.b, n)
-        full = t.Bar(ring.full, slot)
-        self.k.b.add(t.BarWait(t.Bar(ring.empty, slot), op("sub", 1, phase)))
-        self.k.b.add(t.BarExpect(full, self.bytes("d", rows) + self.bytes("e", rows)))
-        return slot, full
 
     # --- a consumer
 
@@ -81,8 +74,9 @@ class _Queries(RowPlaces):
         k.b.add(self.own_ring.release(slot))
         state = self.walk(k.zeros("dq", "i", "d"))
         last = op("sub", self.turns.total, 1)
-        dq = self._awaited(self._product(last, state), last)
-        self._store(dq, mine, op("add", self.r0, c * self.plan.rows))
+        dq = self._ended(self._product(last, state), last)
+        factor = by_product(self.p)[0]
+        self.leave("d_q", "d", tuple(scaled(k, v, factor, "dq") for v in dq), self.out, c)
         return self.turns.total
 
     def _held(self, tiles: Buffers, mine: Expr, hint: str, prefix: str) -> tuple[str, ...]:
@@ -104,36 +98,19 @@ class _Queries(RowPlaces):
         s = k.b.let("s", k.b.type_of(s.name), t.DotWait(s.name, later))
         self.keys_of(n, kind)
         known = pair_scores(k, s, self.allowed(kind))
-        dp = k.b.let("dp", k.b.type_of(dp.name), t.DotWait(dp.name, 0, (known.w.name,)))
+        (dp,) = self.awaited((dp,), "dp", known.w)
         if not first:
-            dq = self._awaited(dq, before)
+            dq = self._ended(dq, before)
         ds = score_gradient(k, known, dp)
-        narrow = k.cast(product_gradient(k, ds)[1], self.p.variant.dtype)
-        return (*dq, k.b.let("ds", k.b.type_of(narrow.name), t.Convert(narrow.name, "operand")))
+        return (*dq, self.operand(product_gradient(k, ds)[1], "ds"))
 
     def _product(self, n: Expr, state: State) -> State:
         """dQ += dS K of turn `n`, begun and not awaited."""
         slot, _ = self.ring.at(self.k.b, self.at(n))
         return self.added(state[:-1], state[-1], self.keys, slot, "dq")
 
-    def _awaited(self, dq: State, n: Expr) -> State:
+    def _ended(self, dq: State, n: Expr) -> State:
         """dQ with turn `n`, whose slot is given back."""
-        k = self.k
-        done = tuple(k.b.let("dq", k.b.type_of(a.name), t.DotWait(a.name, 0)) for a in dq)
-        k.b.add(self.ring.release(self.ring.at(k.b, self.at(n))[0]))
+        done = self.awaited(dq, "dq")
+        self.k.b.add(self.ring.release(self.ring.at(self.k.b, self.at(n))[0]))
         return done
-
-    def _store(self, dq: State, mine: Expr, row: Expr) -> None:
-        k = self.k
-        k.guards = Guards(row=k.guards.row)
-        factor = by_product(self.p)[0]
-        done = tuple(k.cast(scaled(k, v, factor, "dq"), self.p.variant.dtype) for v in dq)
-        k.b.add(t.CopyWait(0))
-        slots = self.out.slots(mine)
-        for value, slot in zip(done, slots, strict=True):
-            k.b.add(t.SharedStore(slot, value.name))
-        k.b.add(t.Fence())
-        for slot, (offset, _, _) in zip(slots, k.split["d"].pieces, strict=True):
-            k.b.add(t.CopyOut(slot, "d_q", (b, h, row, Const(offset, "int"))))
-        if not self.resident:
-            k.b.add(t.CopyWait(0))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from functools import partial
 
 from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Var
@@ -16,10 +15,10 @@ from attncc.schedule.beyond import FIRST_KEY, FIRST_ROW, beyond, near_of
 from attncc.schedule.config import Tiles
 from attncc.schedule.hopper_config import RowPlan
 from attncc.schedule.masks import ends_inside
-from attncc.schedule.partitions import NONE, Buffers, Kind, Resident, Turns, counter, turns
+from attncc.schedule.partitions import NONE, Buffers, Kind, Resident, Ring, Turns, counter, turns
 from attncc.schedule.ranges import Cut, Rows, uneven, visits
 from attncc.schedule.steps import reads_at_keys
-from attncc.schedule.stream import Guards, M, N, Problem, Stream
+from attncc.schedule.stream import Guards, M, N, Problem, Stream, b, h
 from attncc.schedule.stream_forward import row_grid
 from attncc.tile import nodes as t
 from attncc.tile.nodes import Config
@@ -49,14 +48,6 @@ class RowPlaces(Resident):
         """Allocates buffers and barriers."""
 
     @abstractmethod
-    def consume(self, c: int) -> Expr:
-        """What a consumer does at a place; the turn it ends at."""
-
-    @abstractmethod
-    def feed(self) -> Expr:
-        """What the producer does at a place; the turn it ends at."""
-
-    @abstractmethod
     def turn(self, n: Expr, kind: Kind, state: State) -> State:
         """One turn of a consumer."""
 
@@ -68,10 +59,7 @@ class RowPlaces(Resident):
         if not self.resident:
             self.place()
         self.memory()
-        consumers = [partial(self.consume, c) for c in range(plan.consumers)]
-        parts = [self.partition(f"consumer{n}", 4, plan.registers, body) for n, body in enumerate(consumers)]
-        parts.append(self.partition("producer", 1, plan.spare, self.feed))
-        k.b.add(t.Partitions(tuple(parts)))
+        k.b.add(self.parts(plan.consumers, plan.registers, plan.spare))
         for tensor in (*tensors, *((counter(self.p).name,) if self.resident else ())):
             k.tensors[tensor] = None
         grid = row_grid(self.p, Tiles(self.tile, plan.keys, Config()))
@@ -106,6 +94,16 @@ class RowPlaces(Resident):
         count = t.Count(NONE, self.turns.total)
         k.b.add(t.For(n.name, count, (), tuple(loop.statements), order="asc", note="tiles, in turn"))
         return self.turns.total
+
+    def begin(self, ring: Ring, n: Expr, size: int, later: int = 0) -> tuple[Expr, t.Bar]:
+        """The slot of turn `n` once the turn `later` than its last use has ended; its barrier, told of `size` bytes."""
+        k = self.k
+        slot, phase = ring.at(k.b, n)
+        full = t.Bar(ring.full, slot)
+        freed, since = ring.at(k.b, op("add", n, later)) if later else (slot, phase)
+        k.b.add(t.BarWait(t.Bar(ring.empty, freed), op("sub", 1, since)))
+        k.b.add(t.BarExpect(full, size))
+        return slot, full
 
     def copy(self, into: Buffers, tensor: str, prefix: str, at: tuple[Expr, ...], slot: Expr, bar: t.Bar) -> None:
         """Begins to fill a slot with rows of a tensor."""
@@ -160,6 +158,11 @@ class RowPlaces(Resident):
         ends = () if ends_inside(self.p.by_row.alternatives) else (self.k.guards.key,)
         return self.k.allowed(self.p.by_row.mask, *ends)
 
+    def awaited(self, values: State, hint: str, *before: Var) -> State:
+        """Products begun, awaited behind the values `before`."""
+        k, names = self.k, tuple(v.name for v in before)
+        return tuple(k.b.let(hint, k.b.type_of(v.name), t.DotWait(v.name, 0, names)) for v in values)
+
     def products(self, left: tuple[str | t.Slot, ...], right: Buffers, slot: Expr, hint: str, prefix: str) -> Var:
         """Rows of a consumer by keys of a slot, begun and not awaited."""
         k, s = self.k, ""
@@ -174,3 +177,24 @@ class RowPlaces(Resident):
         for a, y in zip(acc, right.slots(slot), strict=True):
             out.append(k.b.let(hint, k.b.type_of(a.name), t.Dot(left.name, y, "j", a.name, asynchronous=True)))
         return tuple(out)
+
+    def leave(self, tensor: str, prefix: str, results: State, out: Buffers, c: int, lent: str = "") -> None:
+        """A consumer's results, a value for each piece of the channels, to its rows of a tensor.
+
+        `lent` is the channel axis of the tile whose buffers `out` are, where that is another.
+        """
+        k, slots = self.k, out.slots(Const(c, "int"))
+        if self.resident:
+            k.b.add(t.CopyWait(0))
+        for value, slot, (*_, axis) in zip(results, slots, k.pieces(lent or prefix), strict=True):
+            narrow = k.cast(value, self.p.variant.dtype)
+            if lent:
+                type = t.Type((t.Axis("i", self.plan.rows), axis), self.p.variant.dtype)
+                narrow = k.b.let("o", type, t.Rename(narrow.name), "in the place of q")
+            k.b.add(t.SharedStore(slot, narrow.name))
+        k.b.add(t.Fence())
+        row = op("add", self.r0, c * self.plan.rows)
+        for slot, (offset, _, _) in zip(slots, k.split[prefix].pieces, strict=True):
+            k.b.add(t.CopyOut(slot, tensor, (b, h, row, Const(offset, "int"))))
+        if lent or not self.resident:
+            k.b.add(t.CopyWait(0))

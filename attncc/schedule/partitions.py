@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from attncc.expr.build import op
@@ -101,6 +102,20 @@ class Resident(ABC):
     def place(self) -> None:
         """Declares the program's place in the grid, and what it walks there."""
 
+    @abstractmethod
+    def consume(self, c: int) -> Expr:
+        """What a consumer does at a place; the turn it ends at."""
+
+    @abstractmethod
+    def feed(self) -> Expr:
+        """What the producer does at a place; the turn it ends at."""
+
+    def parts(self, consumers: int, registers: int, spare: int) -> t.Partitions:
+        """Consumers of four warps each, and a producer's warp."""
+        bodies = [partial(self.consume, c) for c in range(consumers)]
+        found = [self.partition(f"consumer{c}", 4, registers, body) for c, body in enumerate(bodies)]
+        return t.Partitions((*found, self.partition("producer", 1, spare, self.feed)))
+
     def partition(self, name: str, warps: int, registers: int, body: Callable[[], Expr]) -> t.Partition:
         """The code of some warps at every place; `body` ends at a turn. One warp takes places for the others."""
         k = self.k
@@ -125,6 +140,11 @@ class Resident(ABC):
     def at(self, n: Expr) -> Expr:
         """Turn `n` of this place, counted from the program's first."""
         return op("add", self.before, n)
+
+    def operand(self, value: Var, hint: str) -> Var:
+        """A score-shaped value as the first operand of a product: in the inputs' dtype, laid out as it reads them."""
+        narrow = self.k.cast(value, self.k.p.variant.dtype)
+        return self.k.b.let(hint, self.k.b.type_of(narrow.name), t.Convert(narrow.name, "operand"))
 
 
 def scalar(b: Builder, e: Expr, hint: str) -> Expr:

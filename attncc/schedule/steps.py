@@ -38,14 +38,18 @@ def demand(p: Problem) -> Demand:
 
 def reads_at_rows(p: Problem) -> bool:
     """Whether the score reads a captured tensor at an index that only rows bound."""
-    reads = [n for n in walk(p.attend.score) if isinstance(n, Load) and n.tensor not in ("q", "k")]
-    return any("i" in free_vars(x) and "j" not in free_vars(x) for n in reads for x in n.index)
+    return any("i" in names and "j" not in names for names in _indices(p))
 
 
 def reads_at_keys(p: Problem) -> bool:
     """Whether the score reads a captured tensor at an index that moves with the keys."""
+    return any("j" in names for names in _indices(p))
+
+
+def _indices(p: Problem) -> list[frozenset[str]]:
+    """What the indices of the score's reads of captured tensors are made of."""
     reads = [n for n in walk(p.attend.score) if isinstance(n, Load) and n.tensor not in ("q", "k")]
-    return any("j" in free_vars(x) for n in reads for x in n.index)
+    return [frozenset(free_vars(x)) for n in reads for x in n.index]
 
 
 def collected(p: Problem, name: str, found: tuple[Capture, ...], buffers: dict[str, t.Tensor]) -> tuple[t.Step, ...]:

@@ -8,7 +8,8 @@ import pytest
 
 from attncc.schedule.programs import stream
 from attncc.schedule.variant import Layout
-from attncc.tile.nodes import Partitions, Program
+from attncc.tile.dialect import partitioned
+from attncc.tile.nodes import Program
 from tests.schedule.test_hopper_backward import SHAPES, Case
 from tests.support.specs import SPECS
 
@@ -16,8 +17,8 @@ SMALL = "partitioned.queries.rows=16 partitioned.queries.keys=16"
 DEFAULT = "partitioned.queries.keys=64"
 
 
-def partitioned(program: Program) -> list[str]:
-    return [k.name for k in program.kernels if any(isinstance(s, Partitions) for s in k.body)]
+def names(program: Program) -> list[str]:
+    return [k.name for k in program.kernels if partitioned(k)]
 
 
 def ordered(case: Case, tiles: str = DEFAULT, **changes: Any) -> Program:
@@ -31,7 +32,7 @@ def ordered(case: Case, tiles: str = DEFAULT, **changes: Any) -> Program:
 def test_gradients_match_the_reference(name: str, shape: tuple[int, ...]) -> None:
     case = Case(name, shape, ("q", "k", "v"))
     program = ordered(case)
-    assert partitioned(program) == ["keys_kernel", "queries_kernel"]
+    assert names(program) == ["keys_kernel", "queries_kernel"]
     case.check(program)
 
 
@@ -51,11 +52,11 @@ def test_no_interleaving_differs() -> None:
 
 
 def test_without_a_plan_of_its_own_the_kernel_is_plain() -> None:
-    assert partitioned(ordered(Case("causal", SHAPES[0], ("q", "k", "v")), "")) == ["keys_kernel"]
+    assert names(ordered(Case("causal", SHAPES[0], ("q", "k", "v")), "")) == ["keys_kernel"]
 
 
 def test_rows_that_bulk_copies_cannot_take_have_a_plain_kernel() -> None:
     case = Case("causal", (1, 2, 2, 70, 60, 64, 64), ("q", "k", "v"))
     program = ordered(case, layouts=(("d_q", Layout(aligned=False)),))
-    assert partitioned(program) == ["keys_kernel"]
+    assert names(program) == ["keys_kernel"]
     case.check(program)
