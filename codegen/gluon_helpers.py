@@ -97,6 +97,14 @@ def _halves_gl(words, dtype: gl.constexpr, layout: gl.constexpr):
     x = gl.join(a, b).reshape([words.shape[0], 2 * words.shape[1]])
     return gl.convert_layout(x.to(dtype, bitcast=True), layout)
 """,
+    "_scaled_gl": """\
+@gluon.jit
+def _scaled_gl(asm: gl.constexpr, operands: gl.constexpr, x, factors):
+    \"\"\"x times factors by row; a warp all of whose factors are 1 passes over the products.\"\"\"
+    given = [x, gl.broadcast(factors, x)[0]]
+    each: gl.constexpr = x.shape[1] // 2  # values of a thread
+    return gl.inline_asm_elementwise(asm, operands, given, dtype=gl.float32, is_pure=True, pack=each)
+""",
     **{f"_chosen{n}_gl": _chosen(n) for n in (1, 2, 3, 4)},
     "_tanh_gl": _gluon("tanh"),
     "_expm1_gl": _gluon("expm1"),

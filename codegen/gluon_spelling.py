@@ -102,6 +102,23 @@ class Layouts:
         self.defined.setdefault(name, "\n" + "".join(f'    "{line} "\n' for line in lines))
         return name
 
+    def scaling(self, count: int) -> str:
+        """The name of the instructions that multiply a thread's `count` values, in two rows, by factors.
+
+        Values lie two of one row, two of the other; so do the factors, of which the first and the third are read.
+        """
+        lines = (
+            f'"{{ .reg .pred p, q; setp.neu.f32 p, ${2 * count}, 1.0; setp.neu.f32 q, ${2 * count + 2}, 1.0; "',
+            '"or.pred p, p, q; vote.sync.any.pred p, p, -1; "',
+            f'+ "".join(f"mov.f32 ${{n}}, ${{n + {count}}}; " for n in range({count}))',
+            '+ "@!p bra SAME; "',
+            f'+ "".join(f"mul.f32 ${{n}}, ${{n}}, ${{n + {2 * count}}}; " for n in range({count}))',
+            '+ "SAME: }"',
+        )
+        self.defined.setdefault(f"SCALED_{count}", "\n" + "".join(f"    {line}\n" for line in lines))
+        self.defined.setdefault(f"SCALED_{count}_OPERANDS", f'",".join(["=&f"] * {count} + ["f"] * {2 * count})')
+        return f"SCALED_{count}, SCALED_{count}_OPERANDS"
+
     def shared(self, type_: Type, rank: int) -> str:
         """The name of a shared buffer's layout, seen with `rank` axes (a bulk copy sees those of the whole tensor)."""
         width, bits = swizzle(type_), BITS[type_.dtype]

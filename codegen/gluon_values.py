@@ -143,8 +143,10 @@ class Values:
             case Iota(base):
                 steps = f"gl.arange(0, {type_.axes[0].extent}, {into})"
                 return steps if base is Const(0, "int") else f"{self.scalar(base, SUM)} + {steps}"
-            case Map(body):
+            case Map(body, spared):
                 at = self.speller(type_, layout)
+                if spared and isinstance(layout, Mma) and in_two_rows(type_, layout):
+                    return self._scaled(type_, body, at)
                 return self._chosen(type_, layout, body) or self.spread(at.spell(body), type_, layout, at).text
             case Cast(value):
                 return f"{self.value(value, layout)}.to({DTYPES[type_.dtype]})"
@@ -152,6 +154,15 @@ class Values:
                 return self.value(value, layout)
             case _:
                 raise InternalError(f"{type(op).__name__} is not computed twice")
+
+    def _scaled(self, type_: Type, body: Expr, at: Speller) -> str:
+        """A tensor core's values by rows' factors, where warps may pass over those that are 1."""
+        if not (isinstance(body, Applied) and body.name == "mul"):
+            raise InternalError("only a product is spared")
+        x, factor = body.args
+        self.scope.helpers.add("_scaled_gl")
+        factors = at.widen(at.spell(factor), type_.names()).at(TERNARY)
+        return f"_scaled_gl({self.scope.named.scaling(type_.axes[1].extent // 2)}, {at.text(x)}, {factors})"
 
     def _chosen(self, type_: Type, layout: Layout, body: Expr) -> str:
         """A tensor core's values where integers compare as they should, else a constant; "" for all else."""
@@ -197,6 +208,11 @@ class Values:
             return Text(f"gl.full({shape(type_)}, {text.at(TERNARY)}, {DTYPES[type_.dtype]}, {into})", CALL, axes)
         zeros = f"gl.zeros({shape(type_)}, gl.float32, {into})"
         return Text(f"gl.broadcast({at.widen(text, axes).at(TERNARY)}, {zeros})[0]", CALL, axes)
+
+
+def in_two_rows(type_: Type, layout: Mma) -> bool:
+    """Whether a thread's part of a tensor core's tile lies in two rows: a row's four threads hold two of eight."""
+    return type_.axes[0].extent == 16 * layout.warps and type_.axes[1].extent % 8 == 0
 
 
 def shape(type_: Type) -> str:

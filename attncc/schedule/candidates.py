@@ -55,7 +55,7 @@ def _plain(kernel: str, v: Variant) -> Iterator[str]:
 
 def _split_forward() -> Iterator[str]:
     known = {f.name for f in dataclasses.fields(HopperForward)}
-    switches: dict[str, Values] = {n: (False, True) for n in ("early", "settled", "turns") if n in known}
+    switches: dict[str, Values] = {n: (False, True) for n in ("lazy", "early", "settled", "turns") if n in known}
     for consumers, registers in ((2, 240), (3, 160)):
         sides: dict[str, Values] = {"consumers": (consumers,), "registers": (registers,)}
         sides |= {"keys": (64, 128), "depth": (2, 3), **switches}

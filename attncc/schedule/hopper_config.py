@@ -46,6 +46,8 @@ class HopperForward(RowPlan):
 
     rounded: bool = False
     """Weights wait for their product in the inputs' dtype: fewer registers, longer turns."""
+    lazy: bool = False
+    """The running maximum moves only to what exceeds it by far: in most turns nothing is rescaled."""
     early: bool = False
     """The product of the turn before is awaited ahead of the exponentials: with `rounded` weights, fewer registers."""
     settled: bool = False
@@ -73,13 +75,15 @@ class HopperQueries(RowPlan):
 _SPARE = "consumers=2 registers=240 early=False turns=False rounded=True settled=True lanes=False"
 """The forward with the most registers to spare."""
 _TWO = " ".join(f"partitioned.forward.{x}" for x in _SPARE.split())
+_FEW = "partitioned.queries.keys=32"
+"""The kernel of dQ alone with the fewest registers."""
 LADDER: Mapping[str, tuple[str, ...]] = {
     "forward": (_TWO, f"{_TWO} partitioned.forward.keys=64"),
     "backward": (
-        "partitioned.backward.resident=False",
-        "partitioned.backward.calm=True partitioned.backward.resident=False",
+        f"partitioned.backward.resident=False {_FEW}",
+        f"partitioned.backward.calm=True partitioned.backward.resident=False {_FEW}",
         "partitioned.backward.rows=64 partitioned.backward.share=keys partitioned.backward.started=False "
-        "partitioned.backward.resident=False",
+        f"partitioned.backward.resident=False {_FEW}",
     ),
 }
 """What is tried in turn, as overrides, where the default plan of a half does not fit a thread's registers."""
@@ -95,17 +99,21 @@ class Walk:
     """Neither end does, so that all rows take the same turns."""
     ended: bool = False
     """A constant term joins the sums at the end; assemblers make the products of `early` turns wait for it."""
+    placed: bool = False
+    """Scores have terms by position: their instructions fill the time that rescaling takes."""
 
 
 def forward_plan(widest: int, demand: Demand, walk: Walk = Walk()) -> HopperForward:
     """The default for channels of at most `widest`, or what was found to fit better."""
-    found = HopperForward(rounded=True, settled=walk.short)
+    lazy = demand.live == "plain" and not walk.placed
+    found = HopperForward(rounded=True, settled=walk.short, lazy=lazy)
     if widest <= 64 and not walk.short:
         early = not walk.even and not walk.ended
-        found = HopperForward(consumers=3, depth=4, registers=160, rounded=True, early=early, turns=True)
+        lazy = lazy and not early
+        found = HopperForward(consumers=3, depth=4, registers=160, rounded=True, lazy=lazy, early=early, turns=True)
     elif widest > 128:
         found = HopperForward(keys=64)
-    elif walk.even and not walk.ended and demand.live == "plain":
+    elif walk.even and not walk.ended and demand.live == "plain" and walk.placed:
         found = replace(found, early=True)
     return changed(found, FORWARD.get(class_of(widest, demand), ""))
 

@@ -5,8 +5,8 @@ Turn n of a consumer, software-pipelined by one product:
     S(n) = Q K(n)^T begins;  under it O is rescaled and the weights of turn n-1 are rounded, if they are not yet
     O += P(n-1) V(n-1) begins;  under it, once S(n) is there, P(n) = weights of S(n);  O is awaited
 
-so that between S(n) and S(n + 1) stand a maximum and the exponentials alone. An `early` O is awaited before the
-exponentials: P(n - 1) then makes room for P(n), and a third consumer fits.
+so that between S(n) and S(n + 1) stand a maximum and the exponentials alone. O of a `lazy` maximum is rescaled in few
+turns. An `early` O is awaited before the exponentials: P(n - 1) then makes room for P(n), and a third consumer fits.
 
 A program stays on its multiprocessor: the producer takes one place of the grid after another and fetches the next
 place's tiles while consumers end with theirs; its queries, too, where there is room for those of two places.
@@ -32,7 +32,7 @@ from attncc.schedule.partitions import (
     ring,
 )
 from attncc.schedule.stream import Guards, Problem, b, h
-from attncc.schedule.stream_forward import finish, initial_statistics, online
+from attncc.schedule.stream_forward import SLACK, finish, initial_statistics, online
 from attncc.tile import nodes as t
 
 
@@ -137,7 +137,7 @@ class _Forward(RowPlaces):
         if not self.plan.early:
             end(w)
         elif self.p.normalised:
-            ended = [k.b.value(op("mul", a, new[2]), "acc") for a in ended]
+            ended = [self._rescaled(a, new[2]) for a in ended]
         return (*new[: self.stats], *ended, self.operand(w, "p") if self.plan.rounded else w)
 
     def _turn_of(self, consumer: int) -> t.Bar:
@@ -150,11 +150,18 @@ class _Forward(RowPlaces):
         stats, acc, w = state[: self.stats], state[self.stats : -1], state[-1]
         slot, _ = self.v_ring.at(k.b, self.at(n))
         if p.normalised and not self.plan.early:
-            acc = tuple(k.b.value(op("mul", a, stats[2]), "acc") for a in acc)
+            acc = tuple(self._rescaled(a, stats[2]) for a in acc)
         operand = w if p.variant.dtype == k.b.type_of(w.name).dtype else self.operand(w, "p")
         if not self.plan.settled:
             self._values_of(n)
         return (*stats, *self.added(acc, operand, self.values, slot, "acc"))
+
+    def _rescaled(self, acc: Var, alpha: Var) -> Var:
+        """What O is worth beside a new maximum."""
+        body = op("mul", acc, alpha)
+        if not self.plan.lazy:
+            return self.k.b.value(body, "acc")
+        return self.k.b.let("acc", self.k.b.type_of(acc.name), t.Map(body, spared=True))
 
     def _values_of(self, n: Expr) -> None:
         """Waits for the values of turn `n`."""
@@ -173,7 +180,7 @@ class _Forward(RowPlaces):
         if not self.p.normalised:
             between(s)
             return (), k.plain(self.p.attend.normaliser.phi, score, allowed, "w")
-        new = online(k, score, allowed, stats[0], between)
+        new = online(k, score, allowed, stats[0], between, SLACK if self.plan.lazy else 0.0)
         return (new.m, self._summed(stats[1], new.psi, new.alpha), new.alpha), new.w
 
     def _close(self, state: State) -> None:

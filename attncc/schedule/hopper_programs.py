@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from attncc.expr.nodes import substitute, walk
 from attncc.schedule import steps as plain
 from attncc.schedule.beyond import beyond
 from attncc.schedule.captured import Capture, buffer, by_sides, captures, consumers_buffer
@@ -21,11 +20,11 @@ from attncc.schedule.hopper_backward_rows import (
 )
 from attncc.schedule.hopper_config import Burden, HopperBackward, HopperQueries, backward_plan
 from attncc.schedule.hopper_queries import partitioned_queries
-from attncc.schedule.overrides import named, overridden
+from attncc.schedule.overrides import overridden
 from attncc.schedule.partitions import counter
 from attncc.schedule.prune import prune
 from attncc.schedule.runs import Run
-from attncc.schedule.stream import ZERO, Problem, i, j
+from attncc.schedule.stream import Problem
 from attncc.schedule.stream_backward import queries_kernel
 from attncc.tile import nodes as t
 from attncc.tile.dialect import works
@@ -45,7 +44,7 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
     inside = tuple(filter(_inside, found))
     most = p if far is None or inside else far.problem
     demand = plain.demand(most)
-    positions = bool({i, j} & set(walk(substitute(most.attend.score, {p.attend.product: ZERO}))))
+    positions = plain.placed(most)
     sums = bool(inside) or len(p.by_key.alternatives) > 1
     burden = Burden(positions, sums, curved=not p.exponential, far=far is not None)
     default = backward_plan(p.variant.D, p.variant.E, demand, burden)
@@ -91,11 +90,10 @@ def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward |
 
 
 def _queries(p: Problem, tiles: Tiles, wanted: bool, beside: tuple[Capture, ...]) -> t.Kernel:
-    """The kernel of rows. That of dQ alone is partitioned where a plan names it: it has not been timed on a GPU."""
-    text, tier = p.variant.tiles, "partitioned.queries"
-    if beside or not named(text, tier) or queries_refusal(p):
+    """The kernel of rows: that of dQ alone is partitioned, where it can be."""
+    if beside or queries_refusal(p):
         return queries_kernel(p, tiles, wanted, beside)
-    return partitioned_queries(p, overridden(HopperQueries(), text, tier))
+    return partitioned_queries(p, overridden(HopperQueries(), p.variant.tiles, "partitioned.queries"))
 
 
 def _inside(c: Capture) -> bool:

@@ -50,11 +50,6 @@ def of(text: str, which: Literal["forward", "backward"]) -> str:
     return " ".join(sorted(mine))
 
 
-def named(text: str, tier: str) -> bool:
-    """Whether a text has items of `tier`."""
-    return any(name.rpartition(".")[0] == tier for name, _ in items(text))
-
-
 def overridden(default: T, text: str, tier: str) -> T:
     """The default plan of `tier` (`plain`, `partitioned.forward` and so on) with what `text` changes."""
     found: Any = default

@@ -22,6 +22,7 @@ from attncc.schedule.steps import (
     collected,
     demand,
     inputs,
+    placed,
     plain_plan,
     prologue,
     scalars,
@@ -77,7 +78,8 @@ def _forward_kernel(p: Problem) -> tuple[t.Kernel, str]:
     widest, far = max(p.variant.D, p.variant.E), beyond(p)
     most = p if far is None or widest <= 64 else far.problem  # three consumers have no room for near tiles
     brief = short(p.by_row, "i")
-    walk = Walk(brief, not brief and not uneven(p.by_row, "i"), p.attend.normaliser.z is not None)
+    even, ended = not brief and not uneven(p.by_row, "i"), p.attend.normaliser.z is not None
+    walk = Walk(brief, even, ended, placed(p))
     default = forward_plan(widest, demand(most), walk)
     plan = overridden(default, p.variant.tiles, "partitioned.forward")
     reason = forward_refusal(p, plan)

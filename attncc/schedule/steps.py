@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attncc.expr.build import ivar
-from attncc.expr.nodes import Const, Expr, free_vars, walk
+from attncc.expr.nodes import Const, Expr, free_vars, substitute, walk
 from attncc.ir.nodes import Load, Param
 from attncc.passes.bounds.derived import Derived
 from attncc.passes.differentiate import derivative
@@ -11,7 +11,7 @@ from attncc.schedule.captured import Capture, collect, table_extents
 from attncc.schedule.config import Demand, Plan, plan
 from attncc.schedule.overrides import overridden
 from attncc.schedule.runs import Run, run_kernel, tensors
-from attncc.schedule.stream import B, G, H, M, N, Problem, varies
+from attncc.schedule.stream import ZERO, B, G, H, M, N, Problem, i, j, varies
 from attncc.tile import nodes as t
 
 
@@ -34,6 +34,11 @@ def demand(p: Problem) -> Demand:
         masks_keys=any("j" in names and "i" not in names and n not in scored for n, names in named),
         general=not p.exponential,
     )
+
+
+def placed(p: Problem) -> bool:
+    """Whether scores have terms by position."""
+    return bool({i, j} & set(walk(substitute(p.attend.score, {p.attend.product: ZERO}))))
 
 
 def reads_at_rows(p: Problem) -> bool:

@@ -110,19 +110,30 @@ class Online:
     alpha: Var
 
 
+SLACK = 8.0
+"""By how much, in base two, scores may exceed a running maximum that moves rarely: weights stay below 2**8."""
+
+
 def online(
-    k: Stream, score: Expr, allowed: Expr | None, m: Var, between: Callable[[Var], None] = lambda m: None
+    k: Stream,
+    score: Expr,
+    allowed: Expr | None,
+    m: Var,
+    between: Callable[[Var], None] = lambda m: None,
+    slack: float = 0.0,
 ) -> Online:
     """The weights of one tile, relative to the running maximum `m` and the tile's own.
 
-    `between` adds statements between the new maximum and the weights.
+    `between` adds statements between the new maximum and the weights. With `slack` the maximum moves only to what
+    exceeds it by more, so that in most tiles sums of earlier ones are worth what they were.
     """
     n = k.p.attend.normaliser
     assert n.psi is not None
     x, top = _log_scores(k, score, allowed)
     if not k.p.exponential:  # its constants are exponentials of 0, and may not overflow beside small scores
         top = k.b.value(op("where", op("eq", top, NEVER), NEVER, op("max", top, ZERO)), "top")
-    m_new = k.b.value(op("max", m, top), "m")
+    greater = op("where", op("lt", op("add", m, slack), top), top, m) if slack else op("max", m, top)
+    m_new = k.b.value(greater, "m")
     between(m_new)
     anchor = m_new
     if allowed is not None or not k.p.exponential:

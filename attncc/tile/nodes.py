@@ -114,9 +114,14 @@ class Iota:
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """`body` at every element; operands are the Vars of `body`, broadcast by axis name. Scalars too."""
+    """`body` at every element; operands are the Vars of `body`, broadcast by axis name. Scalars too.
+
+    `spared`: a product with a factor by rows that is 1 in most of them. Threads all of whose factors are 1 may leave
+    it out.
+    """
 
     body: Expr
+    spared: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,7 +167,7 @@ class Writer:
     def operation(self, op: t.Op) -> str:
         """The right side of a Let: a map is its expression."""
         match op:
-            case t.Map(body):
+            case t.Map(body, False):
                 text = self.expr(body)
                 word = _FIRST_WORD.match(text)
                 return f"Map({text})" if word is not None and word[0] in OPERATIONS else text

@@ -92,7 +92,8 @@ def _subtracted(e: Expr) -> list[tuple[Expr, Expr]]:
 def _may_be_lowest(origins: Origins, e: Expr, depth: int = 16) -> bool:
     """Whether an expression may be -inf by what the program writes: loads and dots are taken to be finite.
 
-    A choice on a value's own test, as in where(m == -inf, 0, m), takes it as tested.
+    A choice on a value's own test, as in where(m == -inf, 0, m), takes it as tested. A maximum that moves only by more
+    than a margin, where(m + c < x, x, m), is as low as one that always does.
     """
     if depth == 0:
         return False
@@ -105,6 +106,8 @@ def _may_be_lowest(origins: Origins, e: Expr, depth: int = 16) -> bool:
             return value == math.inf
         case Op("max", args, _):
             return all(_may_be_lowest(origins, a, depth - 1) for a in args)
+        case Op("where", (Op("lt", (Op("add", (x, Const())), y)), a, b), _) if a is y and b is x:
+            return all(_may_be_lowest(origins, z, depth - 1) for z in (x, y))
         case Op("where", (test, a, b), _):
             return any(_may_be_lowest(origins, x, depth - 1) for x in (a, b) if not _tested(origins, x, test))
         case Op("add" | "sub" | "mul" | "min", args, _):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from attncc.expr.nodes import Expr, Sort, Var, free_vars, walk
+from attncc.expr.nodes import Expr, Op, Sort, Var, free_vars, walk
 from attncc.tile import nodes as t
 from attncc.tile.text import sort_of, spell_type
 from attncc.tile.verify_faults import PermutedDotError, ScopeError
@@ -168,8 +168,9 @@ def mistyped(c: Checked, place: Place, shared: Mapping[str, t.Type], type: t.Typ
                 "" if len(type.axes) == 1 and sort_of(type.dtype) == "int" else "an Iota is of one axis, and integer"
             )
             return wrong or _within(t.Type((), type.dtype), types, base)
-        case t.Map(body):
-            return _sorted(type, body.sort) or _within(type, types, body)
+        case t.Map(body, spared):
+            wrong = _sorted(type, body.sort) or _within(type, types, body)
+            return wrong or (_by_rows(types, type, body) if spared else "")
         case t.Load(tensor, index, guard, other, bulk):
             wrong = _places(c, place, tensor, index) or _within(type, types, *index, guard)
             wrong = wrong or (_boxed(types, type, index, other) if bulk else "")
@@ -189,6 +190,15 @@ def mistyped(c: Checked, place: Place, shared: Mapping[str, t.Type], type: t.Typ
             return _sorted(type, "real") or _within(type, types, counter)
         case _:
             return _register(types[op.value], type, op)
+
+
+def _by_rows(types: Types, type: t.Type, body: Expr) -> str:
+    match body:
+        case Op("mul", (Var(value), Var(factor))):
+            by_rows = len(type.axes) == 2 and types[value].axes == type.axes and types[factor].axes == type.axes[:1]
+        case _:
+            by_rows = False
+    return "" if by_rows else "only a product with a factor by rows is spared"
 
 
 def _register(own: t.Type, type: t.Type, op: t.Op) -> str:

@@ -46,7 +46,9 @@ MORE = {"forward": (f"{TWO} rounded=False", f"{TWO} settled=True"), "backward": 
 
 def candidates(which: str) -> tuple[str, ...]:
     """The default, the rungs of the ladder, and more."""
-    rungs_of = (text.replace(f"partitioned.{which}.", "") for text in hopper_config.LADDER[which])
+    tier = f"partitioned.{which}."
+    own = ([x.removeprefix(tier) for x in text.split() if x.startswith(tier)] for text in hopper_config.LADDER[which])
+    rungs_of = map(" ".join, own)
     return tuple(dict.fromkeys(("", *rungs_of, *MORE[which])))
 
 

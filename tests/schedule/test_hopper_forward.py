@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -199,6 +200,9 @@ PLANS: dict[str, dict[str, Any]] = {
     "values awaited at a turn's end": {"settled": True},
     "at a turn's end, early": {"settled": True, "early": True, "rounded": True, "lanes": False},
     "queries of one place": {"fetched": False},
+    "a lazy maximum": {"lazy": True},
+    "a lazy maximum, awaited early": {"lazy": True, "early": True},
+    "a maximum that moves at once": {"lazy": False},
     "tall": {"rows": 32, "keys": 16},
     "wide": {"rows": 16, "keys": 32, "depth": 3},
 }
@@ -217,6 +221,22 @@ def test_statistics_of_two_sums_in_turns() -> None:
     plans: tuple[dict[str, Any], ...] = ({}, {"rounded": True}, {"lanes": False})
     for plan in plans:
         case.check(case.program(**SMALL, **plan))
+
+
+@pytest.mark.parametrize("step", [0.5, 3.0, 5.0, 11.0])
+@pytest.mark.parametrize("early", [True, False], ids=["early", "late"])
+def test_a_lazy_maximum_follows_scores_that_rise(step: float, early: bool) -> None:
+    """From one tile of keys to the next that is visited, by less and by more than the maximum waits for."""
+    before = torch.arange(96).flip(0) // 16
+    k = torch.zeros(1, 1, 96, 16, dtype=torch.float64)
+    k[..., 0] = step * before * 4 * math.log(2)  # score = step * before, in base two
+    q = torch.zeros(1, 2, 40, 16, dtype=torch.float64)
+    q[..., 0] = 1.0
+    q[:, 1] *= -1.0
+    case = Case("full", (1, 2, 1, 40, 96, 16, 16), q=q, k=k)
+    program = case.program(**SMALL, lazy=True, early=early)
+    assert "Map(" in dump(program) and "spared=true" in dump(program).lower()
+    case.check(program)
 
 
 EDGES: Mapping[str, Shape] = {
@@ -281,6 +301,15 @@ def test_what_cannot_be_partitioned_says_why(changes: dict[str, Any], why: str) 
     assert not partitioned(kernel(program))
     assert program.note.startswith("not partitioned: ") and why in program.note
     verify(program)
+
+
+def test_products_that_are_spared_are_printed_so() -> None:
+    """O by the factors of a lazy maximum, a helper's; by those of one that moves at once, a product's."""
+    case = Case("full", (1, 1, 1, 8, 8, 128, 96))
+    lazy, moving = (print_module(case.program(lazy=x), None, "full", triton=TESTED[0]) for x in (True, False))
+    assert "_scaled_gl(SCALED_32, SCALED_32_OPERANDS, acc" in lazy
+    assert "_scaled_gl(SCALED_16, SCALED_16_OPERANDS, acc" in lazy
+    assert "_scaled_gl" not in moving
 
 
 def test_other_targets_have_nothing_to_say() -> None:

@@ -14,14 +14,13 @@ from tests.schedule.test_hopper_backward import SHAPES, Case
 from tests.support.specs import SPECS
 
 SMALL = "partitioned.queries.rows=16 partitioned.queries.keys=16"
-DEFAULT = "partitioned.queries.keys=64"
 
 
 def names(program: Program) -> list[str]:
     return [k.name for k in program.kernels if partitioned(k)]
 
 
-def ordered(case: Case, tiles: str = DEFAULT, **changes: Any) -> Program:
+def ordered(case: Case, tiles: str = "", **changes: Any) -> Program:
     program = stream(case.problem(ordered=True, tiles=tiles, **changes)).backward
     assert program is not None
     return program
@@ -49,10 +48,6 @@ def test_no_interleaving_differs() -> None:
     program = ordered(case, SMALL)
     for seed in range(100):
         case.check(program, seed)
-
-
-def test_without_a_plan_of_its_own_the_kernel_is_plain() -> None:
-    assert names(ordered(Case("causal", SHAPES[0], ("q", "k", "v")), "")) == ["keys_kernel"]
 
 
 def test_rows_that_bulk_copies_cannot_take_have_a_plain_kernel() -> None:

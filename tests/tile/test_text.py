@@ -79,6 +79,7 @@ EVERY_OP: tuple[t.Op, ...] = (
     t.Iota(op("mul", ivar("n"), 8)),
     t.Map(op("add", rvar("Dot"), 1.0)),
     t.Map(op("max", rvar("x"), rvar("y"))),
+    t.Map(op("mul", rvar("x"), rvar("y")), spared=True),
     t.Load("q", (ivar("b"), ivar("i")), op("lt", ivar("i"), ivar("M")), float("-inf")),
     t.Load("q", (ivar("b"),), other=True),
     t.Reduce("max", "s", "j"),

@@ -114,6 +114,13 @@ def test_2_permuted_dots() -> None:
     verify(before("fade", renamed, right))
 
 
+@pytest.mark.parametrize("body", [op("add", rvar("acc"), rvar("fade")), op("mul", rvar("acc"), 2.0), rvar("acc")])
+def test_2_only_products_with_a_factor_by_row_are_spared(body: Expr) -> None:
+    verify(altered(causal(), let("faded", op=t.Map(op("mul", rvar("acc"), rvar("fade")), spared=True))))
+    change = let("faded", op=t.Map(body, spared=True))
+    refuses(faults.ScopeError, change, "only a product with a factor by rows is spared")
+
+
 # --- 3, 4, 9: loops --------------------------------------------------------------------------------------------------
 
 
@@ -256,6 +263,13 @@ def test_6_a_maximum_from_minus_infinity() -> None:
     tested = op("where", op("eq", rvar("m1"), LOWEST), 0.0, rvar("m1"))
     program = altered(altered(causal(), start), let("p", op=t.Map(op("exp2", op("sub", rvar("s"), tested)))))
     verify(altered(program, let("fade", op=t.Map(op("exp2", op("sub", rvar("m"), tested))))))
+
+
+def test_6_a_maximum_that_moves_rarely_is_as_low_as_where_it_starts() -> None:
+    lazy = op("where", op("lt", op("add", rvar("m"), 8.0), rvar("top")), rvar("top"), rvar("m"))
+    program = altered(altered(causal(), loop(order="asc")), let("m1", op=t.Map(lazy)))
+    verify(program)
+    refuses(faults.UnanchoredError, let("m_", op=t.Full(Const(LOWEST, "real"))), "m1 may still be -inf", program)
 
 
 def test_6_exponents_without_a_bound_are_left_open() -> None:
