@@ -114,14 +114,11 @@ class Iota:
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """`body` at every element; operands are the Vars of `body`, broadcast by axis name. Scalars too.
-
-    `spared`: a product with a factor by rows that is 1 in most of them. Threads all of whose factors are 1 may leave
-    it out.
-    """
+    """`body` at every element; operands are the Vars of `body`, broadcast by axis name. Scalars too."""
 
     body: Expr
     spared: bool = False
+    """A product with factors by row, most of which are 1: threads that have no others may leave it out."""
 
 
 @dataclass(frozen=True, slots=True)
