@@ -48,6 +48,8 @@ class HopperForward(RowPlan):
     """Weights wait for their product in the inputs' dtype: fewer registers, longer turns."""
     lazy: bool = False
     """The running maximum moves only to what exceeds it by far: in most turns nothing is rescaled."""
+    joined: bool = False
+    """A term that grows evenly with the key is part of the product of queries and keys."""
     early: bool = False
     """The product of the turn before is awaited ahead of the exponentials: with `rounded` weights, fewer registers."""
     settled: bool = False

@@ -103,6 +103,8 @@ class Stream:
         """The first key of the tile."""
         self.apart: Expr | None = None
         """What the score has by row and `log_score` left out."""
+        self.joined = False
+        """Whether the product has the score's terms by key."""
         self.split = {"d": channels(p.variant.D, p.variant), "e": channels(p.variant.E, p.variant)}
         self.tensors: dict[str, None] = {}
         own = ("q", "k", "v", "out", "lse", p.own("delta"), p.own("log_z"))
@@ -292,6 +294,8 @@ class Stream:
         What keys add is the same for every tile. A partition whose accumulators are wide has no registers to keep it,
         and computes it in every turn, which costs an operation per key.
         """
+        if self.joined:
+            return replace(separate(e, self.first, LANE), key=None)
         if self.p.variant.target == "torch":  # whose last tile is as long as what is left
             return separate(e, self.first)
         found = separate(e, self.first, LANE)
