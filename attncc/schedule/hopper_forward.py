@@ -49,7 +49,7 @@ class _Forward(RowPlaces):
 
     def __init__(self, p: Problem, plan: HopperForward) -> None:
         super().__init__(p, plan)
-        self.factor = joined_factor(p) if plan.joined and self.beyond is None else None
+        self.factor = joined_factor(p, plan.keys) if plan.joined and self.beyond is None else None
         self.sums = Sums(self.k, "i", plan.lanes)
         self.resident = plan.resident and self._room()
         self.queries = 2 if self.resident and plan.fetched and self._room(2) else 1

@@ -4,7 +4,7 @@ rewrite: c * (q . k) + a * (j - j0) --> c * ([q, a / c] . [k, j - j0])
 
 for c > 0, where a and c read neither key nor query. The channels of the keys are the same for every tile: they
 stand in shared memory from the kernel's start. Those of the queries are a / c as a sum of three numbers of the inputs'
-dtype, so that nothing is lost. One step more of the tensor cores' product replaces two operations a pair.
+dtype, together with a float32's digits. One step more of the tensor cores' product replaces two operations a pair.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ MORE = "more"
 """The axis of the channels that are joined."""
 STEP = 16
 """Channels of one step of a product of 16-bit numbers."""
-PARTS = 3
-"""How many of them are used: together they have a float32's digits."""
 ONE = Const(1.0, "real")
 EXACT = 256
-"""Whole numbers up to it are bfloat16's."""
+"""Whole numbers below it are bfloat16's, and times it float16's."""
+HIGH = (EXACT, 1, 1)
+"""What the parts are multiples of: float16 has no numbers beyond 65504, a factor may be larger."""
 
 
-def joined_factor(p: Problem) -> Expr | None:
-    """a / c, if scores of `p` are such a sum and terms by query."""
+def joined_factor(p: Problem, keys: int) -> Expr | None:
+    """a / c, if scores of `p` are such a sum and terms by query, and `keys` keys can be told apart in 16 bits."""
+    if keys > EXACT:
+        return None
     found = separate(scale(p.attend.score, LOG2E), ivar("j0"), LANE)
     if not p.exponential or found.pair is None or found.key is None:
         return None
@@ -67,10 +69,11 @@ class Joined:
         k, narrow = self.k, self.k.p.variant.dtype
         rest, at = k.b.value(self.factor, "slope"), _channel(k)
         parts = []
-        for _ in range(PARTS):
-            part = k.cast(k.cast(rest, narrow), k.p.real)
+        for high in HIGH:
+            part = k.b.value(rest if high == 1 else op("mul", rest, 1.0 / high), "part")
+            part = k.cast(k.cast(part, narrow), k.p.real)
             parts.append(part)
-            rest = k.b.value(op("sub", rest, part), "rest", "of it")
+            rest = k.b.value(op("sub", rest, part if high == 1 else op("mul", part, float(high))), "rest", "of it")
         value: Expr = ZERO
         for n, part in reversed(list(enumerate(parts))):
             value = op("where", op("eq", at, n), part, value)
@@ -85,14 +88,15 @@ class Joined:
 
 def joined(k: Stream, factor: Expr, keys: int) -> Joined:
     """Fills the keys' channels, for all tiles at once."""
-    if keys > EXACT:
-        raise ValueError(f"{keys} keys can't be told apart in 16 bits")
     k.joined = True
     axis, more, narrow = t.Axis("j", keys), k.b.axis(MORE, STEP), k.p.variant.dtype
     tile = k.b.fresh("k_more")
     k.b.add(t.AllocShared(tile, t.Type((axis, more), narrow), 1))
     lane = k.b.let("lane", t.Type((axis,), "i32"), t.Iota(Const(0, "int")), "keys of a tile")
-    used = op("where", op("lt", _channel(k), PARTS), op("real", lane), ZERO)
+    at = _channel(k)
+    used: Expr = ZERO
+    for n, high in reversed(list(enumerate(HIGH))):
+        used = op("where", op("eq", at, n), op("real", op("mul", lane, high)), used)
     value = k.cast(k.b.let("k_lane", t.Type((axis, more), k.p.real), t.Map(used)), narrow)
     k.b.add(t.SharedStore(t.Slot(tile, Const(0, "int")), value.name))
     k.b.add(t.Fence())

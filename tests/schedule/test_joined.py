@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from attncc.runtime.assemble import SPILLED_BYTES
 from attncc.runtime.spills import spilled_in_loops
@@ -33,8 +34,9 @@ APART = {
 def test_even_terms_beside_a_positive_multiple_of_the_product_join_it(name: str) -> None:
     score = JOINED.get(name) or APART[name]
     TEXTS[f"a_{name}"] = f"attention a(slope: real[h], temperature = 2.0):\n    {score}\n    out = softmax(score) @ v\n"
-    factor = joined_factor(Case(f"a_{name}", SHAPES["square"]).problem())
-    assert (factor is not None) == (name in JOINED)
+    problem = Case(f"a_{name}", SHAPES["square"]).problem()
+    assert (joined_factor(problem, 128) is not None) == (name in JOINED)
+    assert joined_factor(problem, 512) is None
 
 
 def joined(case: Case, **plan: Any) -> Program:
@@ -83,3 +85,9 @@ def test_products_overlap_and_little_spills(side: int, tmp_path: Path) -> None:
 def test_scores_without_such_a_term_have_no_other_channels() -> None:
     program = Case("causal", SHAPES["square"]).program(**SMALL, joined=True)
     assert "k_more" not in dump(program)
+
+
+@pytest.mark.parametrize("slope", [3e-5, 0.3, 70.0, 4e4])
+def test_slopes_of_any_size_keep_their_digits(slope: float) -> None:
+    case = Case("alibi", (1, 2, 1, 40, 60, 16, 16), slope=torch.tensor([slope, -slope], dtype=torch.float64))
+    case.check(joined(case, **SMALL))
