@@ -103,9 +103,9 @@ class Layouts:
         return name
 
     def scaling(self, count: int) -> str:
-        """The name of the instructions that multiply a thread's `count` values, in two rows, by factors.
+        """The names of the instructions that multiply a thread's `count` values by factors, and of their operands.
 
-        Values lie two of one row, two of the other; so do the factors, of which the first and the third are read.
+        Values lie two in one row, two in the other; so do the factors, of which the first and the third are compared.
         """
         lines = (
             f'"{{ .reg .pred p, q; setp.neu.f32 p, ${2 * count}, 1.0; setp.neu.f32 q, ${2 * count + 2}, 1.0; "',

@@ -81,11 +81,13 @@ _FEW = "partitioned.queries.keys=32"
 """The kernel of dQ alone with the fewest registers."""
 LADDER: Mapping[str, tuple[str, ...]] = {
     "forward": (_TWO, f"{_TWO} partitioned.forward.keys=64"),
-    "backward": (
-        f"partitioned.backward.resident=False {_FEW}",
-        f"partitioned.backward.calm=True partitioned.backward.resident=False {_FEW}",
-        "partitioned.backward.rows=64 partitioned.backward.share=keys partitioned.backward.started=False "
-        f"partitioned.backward.resident=False {_FEW}",
+    "backward": tuple(
+        f"{more}partitioned.backward.resident=False {_FEW}"
+        for more in (
+            "",
+            "partitioned.backward.calm=True ",
+            "partitioned.backward.rows=64 partitioned.backward.share=keys partitioned.backward.started=False ",
+        )
     ),
 }
 """What is tried in turn, as overrides, where the default plan of a half does not fit a thread's registers."""

@@ -21,7 +21,7 @@ from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Var
 from attncc.schedule.hopper_config import ROOM, HopperForward
 from attncc.schedule.hopper_rows import RowPlaces, State
-from attncc.schedule.joined import STEP, joined, joined_factor
+from attncc.schedule.joined import joined
 from attncc.schedule.lanes import Sums
 from attncc.schedule.partitions import (
     NONE,
@@ -49,7 +49,7 @@ class _Forward(RowPlaces):
 
     def __init__(self, p: Problem, plan: HopperForward) -> None:
         super().__init__(p, plan)
-        self.factor = joined_factor(p, plan.keys) if plan.joined and self.beyond is None else None
+        self.join = joined(self.k, plan.keys) if plan.joined and self.beyond is None else None
         self.sums = Sums(self.k, "i", plan.lanes)
         self.resident = plan.resident and self._room()
         self.queries = 2 if self.resident and plan.fetched and self._room(2) else 1
@@ -75,7 +75,8 @@ class _Forward(RowPlaces):
             k.b.add(t.BarArrive(t.Bar(self.issuing, NONE), WARPS))
         if self.resident:
             self.claims = claims(k.b, self.p, c)
-        self.join = joined(k, self.factor, plan.keys) if self.factor is not None else None
+        if self.join is not None:
+            self.join.fill()
 
     # --- the producer
 
@@ -100,7 +101,8 @@ class _Forward(RowPlaces):
         k = self.k
         self.c = c
         self.own_rows(c)
-        self.more = self.join.queries(k.b.axis("i", self.plan.rows)) if self.join is not None else None
+        if self.join is not None:
+            self.join.begin(k.b.axis("i", self.plan.rows))
         acc = k.zeros("acc", "i", "e")
         state = acc
         if self.p.normalised:
@@ -121,8 +123,8 @@ class _Forward(RowPlaces):
         if self.plan.turns:
             k.b.add(t.BarWait(self._turn_of(self.c), parity(k.b, self.at(n), 1)))
         s = self.products(self.q.slots(self._queries_of(self.c)), self.keys, slot, "s", "d")
-        if self.join is not None and self.more is not None:
-            s = self.join.added(s, self.more)
+        if self.join is not None:
+            s = self.join.added(s)
         if not first:
             state = self._product(op("sub", n, 1), state)
         stats, acc = state[: self.stats], state[self.stats : self.stats + len(self.values.names)]
@@ -217,5 +219,5 @@ class _Forward(RowPlaces):
         """Whether the output may leave through shared memory of its own, beside the queries of so many places."""
         plan, rows = self.plan, self.plan.consumers * self.plan.rows
         taken = plan.depth * (self.bytes("d", plan.keys) + self.bytes("e", plan.keys))
-        taken += 2 * STEP * plan.keys if self.factor is not None else 0
+        taken += 0 if self.join is None else self.join.bytes
         return taken + queries * self.bytes("d", rows) + self.bytes("e", rows) <= ROOM

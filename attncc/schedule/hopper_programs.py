@@ -33,8 +33,8 @@ from attncc.tile.dialect import works
 def backward_program(p: Problem, runs: tuple[Run, ...], chosen: HopperBackward | None = None) -> t.Program | str:
     """The partitioned backward, or why there is none. Captures by row or by pair get a plain kernel beside it.
 
-    So does dQ where every sum is added up in one order, or where captures are made of it: the partitioned kernels of
-    all keys add to it as they come.
+    dQ has a kernel of its rows' own where every sum is added up in one order, or where captures are made of it: the
+    partitioned kernels of all keys add to it as they come.
     """
     wanted, far = p.variant.gradients, beyond(p)
     found = tuple(x for c in captures(p) for x in by_sides(p, c))

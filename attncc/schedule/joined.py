@@ -9,11 +9,9 @@ dtype, together with a float32's digits. One step more of the tensor cores' prod
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from attncc.expr.build import ivar, op
 from attncc.expr.nodes import Const, Expr, Op, Var
-from attncc.passes.simplify import scale
+from attncc.passes.simplify import scale, simplify
 from attncc.passes.stream import LOG2E
 from attncc.schedule.positive import positive_factor
 from attncc.schedule.separate import LANE, reads, separate
@@ -29,6 +27,12 @@ EXACT = 256
 """Whole numbers below it are bfloat16's, and times it float16's."""
 HIGH = (EXACT, 1, 1)
 """What the parts are multiples of: float16 has no numbers beyond 65504, a factor may be larger."""
+
+
+def joined(k: Stream, keys: int) -> Joined | None:
+    """What joins the product with tiles of `keys` keys, if anything does."""
+    factor = joined_factor(k.p, keys)
+    return None if factor is None else Joined(k, factor, keys)
 
 
 def joined_factor(p: Problem, keys: int) -> Expr | None:
@@ -50,58 +54,56 @@ def _slope(e: Expr) -> Expr | None:
             return ONE
         case Op("mul", (a, x)) if not any(reads(a)) and (inner := _slope(x)) is not None:
             return a if inner is ONE else op("mul", a, inner)
-        case Op("neg", (x,)) if (inner := _slope(x)) is not None:
-            return op("neg", inner)
         case _:
             return None
 
 
-@dataclass(frozen=True, slots=True)
 class Joined:
-    """The keys' channels in shared memory, and the factor whose parts are the queries'."""
+    """Those channels of a kernel under construction, whose product then has the score's terms by key."""
 
-    k: Stream
-    tile: str
-    factor: Expr
+    def __init__(self, k: Stream, factor: Expr, keys: int) -> None:
+        self.k, self.factor, self.keys = k, factor, keys
+        k.joined = True
 
-    def queries(self, rows: t.Axis) -> Var:
+    @property
+    def bytes(self) -> int:
+        """Of shared memory."""
+        return 2 * STEP * self.keys
+
+    def fill(self) -> None:
+        """The keys' channels, for all tiles at once."""
+        k, narrow = self.k, self.k.p.variant.dtype
+        axis, more = t.Axis("j", self.keys), k.b.axis(MORE, STEP)
+        name = k.b.fresh("k_more")
+        k.b.add(t.AllocShared(name, t.Type((axis, more), narrow), 1))
+        lane = k.b.let("lane", t.Type((axis,), "i32"), t.Iota(Const(0, "int")), "keys of a tile")
+        used = self._channels([op("real", op("mul", lane, high)) for high in HIGH])
+        value = k.cast(k.b.let("k_lane", t.Type((axis, more), k.p.real), t.Map(used)), narrow)
+        self.tile = t.Slot(name, Const(0, "int"))
+        k.b.add(t.SharedStore(self.tile, value.name))
+        k.b.add(t.Fence())
+
+    def begin(self, rows: t.Axis) -> None:
         """The channels of a consumer's queries, as the first operand of a product reads them."""
         k, narrow = self.k, self.k.p.variant.dtype
-        rest, at = k.b.value(self.factor, "slope"), _channel(k)
-        parts = []
+        rest: Expr = k.b.value(self.factor, "slope")
+        parts: list[Expr] = []
         for high in HIGH:
-            part = k.b.value(rest if high == 1 else op("mul", rest, 1.0 / high), "part")
-            part = k.cast(k.cast(part, narrow), k.p.real)
-            parts.append(part)
-            rest = k.b.value(op("sub", rest, part if high == 1 else op("mul", part, float(high))), "rest", "of it")
-        value: Expr = ZERO
-        for n, part in reversed(list(enumerate(parts))):
-            value = op("where", op("eq", at, n), part, value)
+            scaled = k.b.value(simplify(op("mul", rest, 1.0 / high)), "part")
+            parts.append(k.cast(k.cast(scaled, narrow), k.p.real))
+            rest = k.b.value(op("sub", rest, simplify(op("mul", parts[-1], float(high)))), "rest", "of it")
         wide = t.Type((rows, t.Axis(MORE, STEP)), k.p.real)
-        return k.cast(k.b.let("q_more", wide, t.Map(value)), narrow)
+        self.queries = k.cast(k.b.let("q_more", wide, t.Map(self._channels(parts))), narrow)
 
-    def added(self, s: Var, queries: Var) -> Var:
+    def added(self, s: Var) -> Var:
         """The product with what it is joined by, begun and not awaited."""
-        dot = t.Dot(queries.name, t.Slot(self.tile, Const(0, "int")), MORE, s.name, asynchronous=True)
+        dot = t.Dot(self.queries.name, self.tile, MORE, s.name, asynchronous=True)
         return self.k.b.let("s", self.k.b.type_of(s.name), dot)
 
-
-def joined(k: Stream, factor: Expr, keys: int) -> Joined:
-    """Fills the keys' channels, for all tiles at once."""
-    k.joined = True
-    axis, more, narrow = t.Axis("j", keys), k.b.axis(MORE, STEP), k.p.variant.dtype
-    tile = k.b.fresh("k_more")
-    k.b.add(t.AllocShared(tile, t.Type((axis, more), narrow), 1))
-    lane = k.b.let("lane", t.Type((axis,), "i32"), t.Iota(Const(0, "int")), "keys of a tile")
-    at = _channel(k)
-    used: Expr = ZERO
-    for n, high in reversed(list(enumerate(HIGH))):
-        used = op("where", op("eq", at, n), op("real", op("mul", lane, high)), used)
-    value = k.cast(k.b.let("k_lane", t.Type((axis, more), k.p.real), t.Map(used)), narrow)
-    k.b.add(t.SharedStore(t.Slot(tile, Const(0, "int")), value.name))
-    k.b.add(t.Fence())
-    return Joined(k, tile, factor)
-
-
-def _channel(k: Stream) -> Var:
-    return k.b.let("channel", t.Type((t.Axis(MORE, STEP),), "i32"), t.Iota(Const(0, "int")))
+    def _channels(self, values: list[Expr]) -> Expr:
+        """`values` in the first channels, 0 in the others."""
+        found: Expr = ZERO
+        at = self.k.b.let("channel", t.Type((t.Axis(MORE, STEP),), "i32"), t.Iota(Const(0, "int")))
+        for n, value in reversed(list(enumerate(values))):
+            found = op("where", op("eq", at, n), value, found)
+        return found

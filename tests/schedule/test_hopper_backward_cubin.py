@@ -72,7 +72,7 @@ def test_products_overlap_under_any_score(name: str, side: int, grouped: bool, t
 @pytest.mark.parametrize("name", ["causal", "full"])
 @pytest.mark.parametrize("side", [64, 128])
 def test_products_of_queries_alone_overlap(name: str, side: int, tmp_path: Path) -> None:
-    cubin = compiled(name, side, False, tmp_path, "partitioned.queries.keys=64", "queries_kernel")
+    cubin = compiled(name, side, False, tmp_path, kernel="queries_kernel")
     assert not cubin.serialised and cubin.reallocates
     assert cubin.spilled_bytes <= SPILLED_ONCE
     if (name, side) != ("causal", 128):  # 112 bytes in the masked loop with Triton 3.9, none with 3.6
