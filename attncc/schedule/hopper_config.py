@@ -105,19 +105,22 @@ class Walk:
     """A constant term joins the sums at the end; assemblers make the products of `early` turns wait for it."""
     placed: bool = False
     """Scores have terms by position: their instructions fill the time that rescaling takes."""
+    joins: bool = False
+    """Those terms can join the product of queries and keys."""
 
 
 def forward_plan(widest: int, demand: Demand, walk: Walk = Walk()) -> HopperForward:
     """The default for channels of at most `widest`, or what was found to fit better."""
-    lazy = demand.live == "plain" and not walk.placed
-    found = HopperForward(rounded=True, settled=walk.short, lazy=lazy)
+    placed = walk.placed and not walk.joins
+    lazy = demand.live == "plain" and not placed
+    found = HopperForward(rounded=True, settled=walk.short, lazy=lazy, joined=walk.joins)
     if widest <= 64 and not walk.short:
-        early = not walk.even and not walk.ended
-        lazy = lazy and not early
-        found = HopperForward(consumers=3, depth=4, registers=160, rounded=True, lazy=lazy, early=early, turns=True)
+        early = not (walk.even or walk.ended or walk.joins)
+        three = HopperForward(consumers=3, depth=4, registers=160, rounded=True, early=early, turns=True)
+        found = replace(three, lazy=lazy and not early, joined=walk.joins)
     elif widest > 128:
         found = HopperForward(keys=64)
-    elif walk.even and not walk.ended and demand.live == "plain" and walk.placed:
+    elif walk.even and not walk.ended and demand.live == "plain" and placed:
         found = replace(found, early=True)
     return changed(found, FORWARD.get(class_of(widest, demand), ""))
 

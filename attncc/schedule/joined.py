@@ -31,14 +31,12 @@ HIGH = (EXACT, 1, 1)
 
 def joined(k: Stream, keys: int) -> Joined | None:
     """What joins the product with tiles of `keys` keys, if anything does."""
-    factor = joined_factor(k.p, keys)
+    factor = joined_factor(k.p) if keys <= EXACT else None
     return None if factor is None else Joined(k, factor, keys)
 
 
-def joined_factor(p: Problem, keys: int) -> Expr | None:
-    """a / c, if scores of `p` are such a sum and terms by query, and `keys` keys can be told apart in 16 bits."""
-    if keys > EXACT:
-        return None
+def joined_factor(p: Problem) -> Expr | None:
+    """a / c, if scores of `p` are such a sum and terms by query."""
     found = separate(scale(p.attend.score, LOG2E), ivar("j0"), LANE)
     if not p.exponential or found.pair is None or found.key is None:
         return None

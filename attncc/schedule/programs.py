@@ -12,6 +12,7 @@ from attncc.schedule.hopper import forward_refusal
 from attncc.schedule.hopper_config import Walk, forward_plan
 from attncc.schedule.hopper_forward import partitioned_forward
 from attncc.schedule.hopper_programs import backward_program as hopper_backward
+from attncc.schedule.joined import joined_factor
 from attncc.schedule.overrides import overridden
 from attncc.schedule.partitions import counter
 from attncc.schedule.prune import prune
@@ -79,7 +80,7 @@ def _forward_kernel(p: Problem) -> tuple[t.Kernel, str]:
     most = p if far is None or widest <= 64 else far.problem  # three consumers have no room for near tiles
     brief = short(p.by_row, "i")
     even, ended = not brief and not uneven(p.by_row, "i"), p.attend.normaliser.z is not None
-    walk = Walk(brief, even, ended, placed(p))
+    walk = Walk(brief, even, ended, placed(p), far is None and joined_factor(p) is not None)
     default = forward_plan(widest, demand(most), walk)
     plan = overridden(default, p.variant.tiles, "partitioned.forward")
     reason = forward_refusal(p, plan)
