@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from types import MappingProxyType
 
-from attncc.codegen.gluon_layouts import BITS, Layout, Mma, Operand, Runs
+from attncc.codegen.gluon_layouts import BITS, Layout, Mma, Operand, Runs, project
 from attncc.codegen.gluon_memory import Memory
 from attncc.codegen.gluon_spelling import DTYPES
 from attncc.codegen.gluon_values import Scope, shape
@@ -116,9 +116,9 @@ class Body(Memory):
                 return self._cast(self.use(value), value, type_)
             case Reduce(how, value, axis):
                 text = self._reduce(how, value, axis)
-                if layout is not None and isinstance(self.scope.table[value], Runs):
-                    return f"gl.convert_layout({text}, {self.scope.named.register(layout)})"
-                return text
+                if layout is None or layout == self._projected(value, type_):
+                    return text
+                return f"gl.convert_layout({text}, {self.scope.named.register(layout)})"
             case _ if layout is None:
                 raise InternalError(f"{name}: {type(op).__name__} has axes")
             case _:
@@ -159,6 +159,11 @@ class Body(Memory):
         if own.dtype != "bool":
             return f"{REDUCE[how]}({text}, {place})"
         return f"{REDUCE[how]}({text}.to(gl.int32), {place}) != 0"
+
+    def _projected(self, value: str, type_: Type) -> Layout:
+        """How what a reduction leaves of a value lies."""
+        own = self.scope.table[value]
+        return own if isinstance(own, Runs) else project(own, self.scope.types[value].names(), type_.names())
 
     def _scan(self, type_: Type, layout: Layout, op: Scan) -> str:
         if op.exclusive and op.op != "sum":

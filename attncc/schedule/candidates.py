@@ -13,6 +13,7 @@ from attncc.schedule.variant import Variant
 
 Which = Literal["forward", "backward"]
 Values = Sequence[int | bool | str]
+BOTH: Values = (False, True)
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ def groups(v: Variant, partitioned: Mapping[Which, bool]) -> tuple[Group, ...]:
         found.append(Group("forward", "plain.forward", tuple(_plain("plain.forward", v))))
     if partitioned["backward"]:
         found.append(Group("backward", "partitioned.backward", tuple(_split_backward())))
+        found.append(
+            Group("backward", "partitioned.backward", tuple(_product("partitioned.backward", {"apart": BOTH})))
+        )
     else:
         fused = v.target == "torch" and v.dtype in ("f32", "f64")
         for kernel in ("plain.keys",) if fused else ("plain.keys", "plain.queries"):
@@ -55,7 +59,7 @@ def _plain(kernel: str, v: Variant) -> Iterator[str]:
 
 def _split_forward() -> Iterator[str]:
     known = {f.name for f in dataclasses.fields(HopperForward)}
-    switches: dict[str, Values] = {n: (False, True) for n in ("lazy", "early", "settled", "turns") if n in known}
+    switches: dict[str, Values] = {n: BOTH for n in ("lazy", "early", "settled", "turns") if n in known}
     for consumers, registers in ((2, 240), (3, 160)):
         sides: dict[str, Values] = {"consumers": (consumers,), "registers": (registers,)}
         sides |= {"keys": (64, 128), "depth": (2, 3), **switches}
@@ -67,9 +71,9 @@ def _split_backward() -> Iterator[str]:
     sides: dict[str, Values] = {
         "rows": (64, 128),
         "share": ("columns", "rows", "keys"),
-        "lag": (False, True),
-        "calm": (False, True),
-        "started": (False, True),
+        "lag": BOTH,
+        "calm": BOTH,
+        "started": BOTH,
         "hold": ("weights", "product"),
     }
     yield from _product("partitioned.backward", {n: s for n, s in sides.items() if n in known})

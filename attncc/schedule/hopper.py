@@ -54,3 +54,8 @@ def backward_refusal(p: Problem) -> str:
 def queries_refusal(p: Problem) -> str:
     """Why dQ can't have a partitioned kernel of its own, where the rest of the backward is partitioned."""
     return common_refusal(p, ("d_q",))
+
+
+def first_refusal(p: Problem) -> str:
+    """Why that kernel can't compute the row statistics, too."""
+    return common_refusal(p, ("d_q", "out"))

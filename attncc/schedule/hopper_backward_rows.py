@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
-from attncc.expr.build import op
+from attncc.expr.build import TRUE, op
 from attncc.expr.nodes import Const, Expr, Var
 from attncc.passes.stream import LOG2E
 from attncc.schedule.captured import Capture, by_product
 from attncc.schedule.config import Tiles
 from attncc.schedule.hopper_backward_stream import affine, packed
 from attncc.schedule.hopper_config import HopperBackward
+from attncc.schedule.partitions import NONE
 from attncc.schedule.stream import B, G, H, M, N, Problem, Stream, b, g, h
 from attncc.schedule.stream_backward import gradients_of_z, key_grid, row_statistics, scaled
 from attncc.schedule.stream_forward import row_grid, row_program
@@ -20,9 +21,7 @@ from attncc.tile import nodes as t
 def statistics_kernel(p: Problem, plan: HopperBackward, of_z: tuple[Capture, ...], plain: bool) -> t.Kernel:
     """What a turn needs of its rows, side by side, and the gradients of what z reads.
 
-    Rows past the end have an infinite Z: their weights are 0 without a mask. Where dP's accumulator starts at a
-    statistic it is -delta, where that of q @ k does it is -log2 Z in units of the product. `plain` also writes delta
-    and log2 Z as they are, for a kernel of rows.
+    `plain` also writes delta and log2 Z as they are, for a kernel of rows.
     """
     k = Stream(p, ("i", "j"))
     tiles = Tiles(plan.rows, 16, t.Config(warps=4, stages=1))
@@ -32,17 +31,34 @@ def statistics_kernel(p: Problem, plan: HopperBackward, of_z: tuple[Capture, ...
         k.store_stat(p.own("delta"), delta)
         k.store_stat(p.own("log_z"), log_z)
     gradients_of_z(k, of_z, delta, log_z, plan.rows)
-    log_z = k.b.value(op("where", k.guards.row, log_z, Const(math.inf, "real")), "log_z")
+    tile = k.b.value(op("floordiv", Var(p.own("i0"), "int"), plan.rows), "tile")
+    lane = k.b.let("lane", t.Type(k.b.over("i").axes, "i32"), t.Iota(NONE))
+    store_packed(k, plan, (delta, endless(k, log_z)), tile, lane)
+    return t.Kernel("statistics_kernel", row_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
+
+
+def endless(k: Stream, log_z: Var) -> Var:
+    """log2 Z with an infinite Z in rows past the end: their weights are 0 without a mask."""
+    return k.b.value(op("where", k.guards.row, log_z, Const(math.inf, "real")), "log_z")
+
+
+def store_packed(
+    k: Stream, plan: HopperBackward, known: tuple[Var, Var], tile: Expr, lane: Expr, inside: Expr = TRUE
+) -> None:
+    """Leaves delta and log2 Z of rows `inside` side by side for the kernel of keys, tile by tile.
+
+    Where dP's accumulator starts at a statistic it is -delta, where that of q @ k does it is -log2 Z in units of the
+    product.
+    """
+    p, (delta, log_z) = k.p, known
     slope = affine(p) if plan.started else None
     first = log_z if slope is None else k.b.value(op("mul", log_z, -1.0 / (slope * LOG2E)), "start")
     second = k.b.value(op("neg", delta), "minus_delta") if p.exponential else delta
     name = p.own("statistics")
     k.tensors[name] = None
-    tile = k.b.value(op("floordiv", Var(p.own("i0"), "int"), plan.rows), "tile")
     for n, value in enumerate((first, second)):
-        at = k.b.let("lane", t.Type(k.b.over("i").axes, "i32"), t.Iota(Const(n * plan.rows, "int")))
-        k.b.add(t.Store(name, (b, h, tile, at), value.name))
-    return t.Kernel("statistics_kernel", row_grid(p, tiles), tuple(k.tensors), k.scalars(), k.body(), tiles.config)
+        at = k.b.value(op("add", lane, n * plan.rows), "lane") if n else lane
+        k.b.add(t.Store(name, (b, h, tile, at), value.name, inside))
 
 
 def statistics(p: Problem, plan: HopperBackward) -> t.Tensor:

@@ -160,6 +160,8 @@ class HopperBackward:
     """Sums for captured tensors are completed after the last turn only: shorter turns, two more registers each."""
     hold: Literal["weights", "product"] = "weights"
     """What waits in registers for dP: the weights, or the product that all else is computed from again."""
+    apart: bool = False
+    """dQ is summed by a kernel of its rows' own, also where sums need no order."""
     resident: bool = True
     """Where there is room, a program stays on its multiprocessor and works at one place of the grid after another."""
     ahead: int = 2
@@ -183,6 +185,8 @@ class Burden:
     """Weights are no exponentials."""
     far: bool = False
     """Most tiles lie where tables have one value, and need no positions."""
+    brief: bool = False
+    """Walks are short by data: a kernel of dQ's own moves less memory than a sum that all keys add to."""
 
 
 def backward_plan(D: int, E: int, demand: Demand, burden: Burden = Burden()) -> HopperBackward:
@@ -198,7 +202,8 @@ def _backward_plan(D: int, E: int, demand: Demand, burden: Burden) -> HopperBack
     lanes = burden.sums and not burden.positions and not burden.far
     if max(D, E) > 64:
         share: Literal["columns", "keys"] = "columns" if D > 64 else "keys"
-        return HopperBackward(share=share, hold=hold, calm=calm, resident=hold == "weights", lanes=lanes)
+        resident = hold == "weights"
+        return HopperBackward(share=share, hold=hold, calm=calm, apart=burden.brief, resident=resident, lanes=lanes)
     if crowded:
         return HopperBackward(share="keys", hold=hold, resident=hold == "weights", started=burden.far, lanes=lanes)
     return HopperBackward(rows=128, share="rows", started=True, calm=calm)

@@ -13,6 +13,7 @@ tile is visited and none is taken to need no predicate. A program scans one row 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from attncc.expr.build import conj, ivar, op
 from attncc.expr.nodes import Const, Expr, Var, rewrite
@@ -27,21 +28,27 @@ CHUNK = 2048
 ROWS: dict[str, Expr] = {"b": B, "h": H, "g": G}
 
 
+Side = Literal["first", "last"]
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One scan over `source`: run_first, or run_last where `backwards`; `ordered` also says whether it is sorted."""
+    """One scan over `source`: the `sides` of every id's run, and whether ids are sorted."""
 
     source: str
-    backwards: bool
-    ordered: bool
+    sides: tuple[Side, ...]
 
-    @property
-    def out(self) -> str:
-        return f"{self.source}_run_{'last' if self.backwards else 'first'}"
+    def out(self, side: Side) -> str:
+        return f"{self.source}_run_{side}"
 
     @property
     def flag(self) -> str:
         return f"{self.source}_sorted"
+
+    def read(self, names: set[str]) -> Run | None:
+        """What of it kernels need that read the tensors `names`, if anything."""
+        sides = tuple(x for x in self.sides if self.out(x) in names)
+        return Run(self.source, sides) if sides else None
 
 
 def with_runs(p: Problem) -> tuple[Problem, tuple[Run, ...]]:
@@ -55,12 +62,8 @@ def _scans(p: Problem) -> tuple[Run, ...]:
     wanted: dict[str, set[str]] = {}
     for d in (*p.by_row.aux, *p.by_key.aux):
         wanted.setdefault(d.tensor, set()).add(d.kind)
-    runs: list[Run] = []
-    for source, kinds in wanted.items():
-        forwards, backwards = bool(kinds & {"first", "run_first"}), bool(kinds & {"last", "run_last"})
-        runs += [Run(source, False, True)] if forwards else []
-        runs += [Run(source, True, not forwards)] if backwards else []
-    return tuple(runs)
+    sides: tuple[Side, ...] = ("first", "last")
+    return tuple(Run(x, tuple(y for y in sides if {y, f"run_{y}"} & kinds)) for x, kinds in wanted.items())
 
 
 def _rewritten(bounds: Bounds) -> Bounds:
@@ -100,54 +103,54 @@ def _otherwise(kind: Kind) -> Expr:
 
 def rising(runs: tuple[Run, ...]) -> frozenset[str]:
     """The arrays whose values never fall, as far as they are read."""
-    return frozenset(run.out for run in runs)
+    return frozenset(run.out(side) for run in runs for side in run.sides)
 
 
 def tensors(run: Run, p: Problem) -> tuple[t.Tensor, ...]:
     """What the scan writes."""
     axes = p.params[run.source].axes
     names, sizes = tuple(a.index for a in axes), tuple(ROWS.get(a.index, a.size) for a in axes)
-    out = t.Tensor(run.out, names, (*sizes[:-1], N), "i32")
-    return (out, t.Tensor(run.flag, names[:-1], sizes[:-1], "i32")) if run.ordered else (out,)
+    outs = (t.Tensor(run.out(side), names, (*sizes[:-1], N), "i32") for side in run.sides)
+    return (*outs, t.Tensor(run.flag, names[:-1], sizes[:-1], "i32"))
 
 
 def run_kernel(run: Run, p: Problem) -> t.Kernel:
-    """The scan, from the first id on or from the last one back."""
+    """The scan: of the first ids of runs from the first id on, of the last ones from the last id back."""
     axes = p.params[run.source].axes[:-1]
     lead = tuple(ivar(a.index) for a in axes)
     b = Builder(p.real, ("n",), lambda _, e: e)
     for name in ("B", "H", "G", "M", "N", *(c.name for c in p.spec.constants), *(v.name for v in lead)):
         b.scalar(name, "int")
-    b.reserve((run.source, run.out, run.flag, "rest", "tiles"))
+    outs = tuple(map(run.out, run.sides))
+    b.reserve((run.source, *outs, run.flag, "rest", "tiles"))
     chunk = b.axis("n", CHUNK)
     zero, one = t.Full(Const(0, "int")), t.Full(Const(1, "int"))
     scalar = t.Type((), "i32")
-    reached, rising = b.let("reached", scalar, zero), b.let("rising", scalar, one)
+    starts = (*(b.let("reached", scalar, zero) for _ in run.sides), b.let("rising", scalar, one))
     chunks = op("floordiv", op("add", N, CHUNK - 1), CHUNK)
     with b.inner() as scope:
         turn = b.loop_index("chunk")
-        (reaching, at), (keeping, so_far) = b.carry("reached", reached, 1), b.carry("rising", rising, 1)
+        carried, names = zip(*(b.carry(v.name.split("_")[0], v, 1) for v in starts), strict=True)
         step = b.let("step", t.Type((chunk,), "i32"), t.Iota(b.value(op("mul", turn, CHUNK), "begin")))
-        b.add(t.Yield(tuple(v.name for v in _chunk(b, run, p, lead, step, (at, so_far)))))
-    carried = (reaching, keeping)
+        ends = [_chunk(b, run, side, p, lead, step, at) for side, at in zip(run.sides, names[:-1], strict=True)]
+        rising = b.value(op("min", names[-1], ends[0][1]), "rising")
+        b.add(t.Yield((*(end.name for end, _ in ends), rising.name)))
     b.add(t.For(turn.name, t.Count(Const(0, "int"), chunks), carried, tuple(scope.statements), "", "asc", 1, ""))
-    names = [run.source, run.out]
-    if run.ordered:
-        names.append(run.flag)
-        b.add(t.Store(run.flag, lead, keeping.name))
+    b.add(t.Store(run.flag, lead, carried[-1].name))
     grid = tuple(t.GridAxis(a.index, ROWS[a.index], "batch") for a in axes)
     scalars = ("B", "H", "G", "M", "N", *(c.name for c in p.spec.constants))
-    name = f"{run.out}_kernel"
-    return t.Kernel(name, grid, tuple(names), scalars, tuple(b.scope.statements), t.Config(8, 1))
+    tensors = (run.source, *outs, run.flag)
+    name = f"{run.source}_run_{'_'.join(run.sides)}_kernel"
+    return t.Kernel(name, grid, tensors, scalars, tuple(b.scope.statements), t.Config(8, 1))
 
 
 def _chunk(
-    b: Builder, run: Run, p: Problem, lead: tuple[Var, ...], step: Var, state: tuple[Var, Var]
+    b: Builder, run: Run, side: Side, p: Problem, lead: tuple[Var, ...], step: Var, reached: Var
 ) -> tuple[Var, Var]:
-    """One chunk of the scan; (the start of the run it ends in, whether ids have kept their order)."""
-    reached, rising = state
-    place = b.value(op("sub", op("sub", N, 1), step), "place") if run.backwards else step
-    before = b.value(op("add" if run.backwards else "sub", place, 1), "before")
+    """One chunk of the scan; (the start of the run it ends in, whether its ids have kept their order)."""
+    back = side == "last"
+    place = b.value(op("sub", op("sub", N, 1), step), "place") if back else step
+    before = b.value(op("add" if back else "sub", place, 1), "before")
     inside = op("lt", step, N)
     inner = conj(op("lt", 0, step), inside)
     kind = p.capture_dtype(run.source)
@@ -156,10 +159,9 @@ def _chunk(
     starts = b.value(op("where", conj(inner, op("eq", own, other)), -1, step), "starts")
     scanned = b.let("scanned", b.type_of(starts.name), t.Scan("max", starts.name, "n"))
     first = b.value(op("max", scanned, reached), "first")
-    value = b.value(op("sub", op("sub", N, 1), first), "last") if run.backwards else first
-    b.add(t.Store(run.out, (*lead, place), value.name, b.lower(inside)))
-    low, high = (own, other) if run.backwards else (other, own)
+    value = b.value(op("sub", op("sub", N, 1), first), "last") if back else first
+    b.add(t.Store(run.out(side), (*lead, place), value.name, b.lower(inside)))
+    low, high = (own, other) if back else (other, own)
     kept = b.value(op("where", conj(inner, op("lt", high, low)), 0, 1), "kept")
     all_kept = b.let("all_kept", t.Type((), "i32"), t.Reduce("min", kept.name, "n"))
-    end = b.let("end", t.Type((), "i32"), t.Reduce("max", first.name, "n"))
-    return end, b.value(op("min", rising, all_kept), "rising")
+    return b.let("end", t.Type((), "i32"), t.Reduce("max", first.name, "n")), all_kept

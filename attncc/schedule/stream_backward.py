@@ -45,8 +45,13 @@ def delta_kernel(p: Problem, tiles: Tiles, of_z: tuple[Capture, ...]) -> t.Kerne
 
 def row_statistics(k: Stream) -> tuple[Var, Var]:
     """delta - dlse and log2 Z of every row; 0 in rows outside."""
-    p, guard = k.p, k.guards.row
-    o, d = (k.matrix(tensor, "e", (b, h), k.row, guard) for tensor in ("out", "d_out"))
+    o, d = (k.matrix(tensor, "e", (b, h), k.row, k.guards.row) for tensor in ("out", "d_out"))
+    return statistics_of(k, o, d)
+
+
+def statistics_of(k: Stream, o: tuple[Var, ...], d: tuple[Var, ...]) -> tuple[Var, Var]:
+    """The same from a tile of out and its gradient, a value per channel piece."""
+    p = k.p
     total = _row_product(k, o, d, "delta", "o_do")
     if p.variant.lse_gradient:
         total = k.b.value(op("sub", total, k.stat("d_lse", "d_lse")), "delta", "less the gradient of lse")

@@ -75,16 +75,15 @@ def test_all_candidates_are_plans(D: int, target: Any, forward: bool, backward: 
     found = groups(Variant(target, D, D, "bf16"), {"forward": forward, "backward": backward})
     assert found[0].which == "forward" and {g.which for g in found} == {"forward", "backward"}
     for group in found:
-        assert len(set(group.texts)) == len(group.texts) > 8
+        assert len(set(group.texts)) == len(group.texts) > 1
         for text in group.texts:
             overrides.check(text)
             assert overrides.of(text, group.which) == " ".join(sorted(text.split()))
             assert all(item.startswith(f"{group.kernel}.") for item in text.split())
-    tried = {t for g in found if g.kernel == "partitioned.forward" for t in g.texts}
-    plans = {overrides.overridden(HopperForward(), t, "partitioned.forward") for t in tried}
-    assert len(plans) == len(tried)
-    tried = {t for g in found if g.kernel == "partitioned.backward" for t in g.texts}
-    assert len({overrides.overridden(HopperBackward(), t, "partitioned.backward") for t in tried}) == len(tried)
+        if group.kernel.startswith("partitioned"):
+            plan = HopperForward() if group.which == "forward" else HopperBackward()
+            assert len({overrides.overridden(plan, t, group.kernel) for t in group.texts}) == len(group.texts)
+    assert sum(len(g.texts) for g in found) > 16
 
 
 # --- callables ------------------------------------------------------------------------------------------------------
