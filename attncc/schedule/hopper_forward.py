@@ -21,7 +21,7 @@ from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Var
 from attncc.schedule.hopper_config import ROOM, HopperForward
 from attncc.schedule.hopper_rows import RowPlaces, State
-from attncc.schedule.joined import joined
+from attncc.schedule.key_terms import joined
 from attncc.schedule.lanes import Sums
 from attncc.schedule.partitions import (
     NONE,
@@ -39,7 +39,9 @@ from attncc.tile import nodes as t
 
 def partitioned_forward(p: Problem, plan: HopperForward) -> t.Kernel:
     """out and, for normalised weights, lse."""
-    return _Forward(p, plan).kernel_of("forward_kernel", ("q", "k", "v", "out"))
+    forward = _Forward(p, plan)
+    more = () if forward.join is None else forward.join.tensors
+    return forward.kernel_of("forward_kernel", ("q", "k", "v", "out", *more))
 
 
 class _Forward(RowPlaces):
@@ -49,7 +51,7 @@ class _Forward(RowPlaces):
 
     def __init__(self, p: Problem, plan: HopperForward) -> None:
         super().__init__(p, plan)
-        self.join = joined(self.k, plan.keys) if plan.joined and self.beyond is None else None
+        self.join = joined(self.k, plan) if self.beyond is None else None
         self.sums = Sums(self.k, "i", plan.lanes)
         self.resident = plan.resident and self._room()
         self.queries = 2 if self.resident and plan.fetched and self._room(2) else 1
@@ -76,7 +78,7 @@ class _Forward(RowPlaces):
         if self.resident:
             self.claims = claims(k.b, self.p, c)
         if self.join is not None:
-            self.join.fill()
+            self.join.memory()
 
     # --- the producer
 
@@ -88,8 +90,11 @@ class _Forward(RowPlaces):
 
         def fill(n: Expr, row: Expr) -> None:
             at = (b, k.kv_head(), row)
-            slot, full = self.begin(self.k_ring, self.at(n), self.bytes("d", plan.keys))
+            more = 0 if self.join is None else self.join.turn_bytes
+            slot, full = self.begin(self.k_ring, self.at(n), self.bytes("d", plan.keys) + more)
             self.copy(self.keys, "k", "d", at, slot, full)
+            if self.join is not None:
+                self.join.arrive((b, h, row), slot, full)
             slot, full = self.begin(self.v_ring, self.at(n), self.bytes("e", plan.keys), later=1)
             self.copy(self.values, "v", "e", at, slot, full)
 
@@ -124,7 +129,7 @@ class _Forward(RowPlaces):
             k.b.add(t.BarWait(self._turn_of(self.c), parity(k.b, self.at(n), 1)))
         s = self.products(self.q.slots(self._queries_of(self.c)), self.keys, slot, "s", "d")
         if self.join is not None:
-            s = self.join.added(s)
+            s = self.join.added(s, slot)
         if not first:
             state = self._product(op("sub", n, 1), state)
         stats, acc = state[: self.stats], state[self.stats : self.stats + len(self.values.names)]

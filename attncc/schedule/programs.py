@@ -12,7 +12,8 @@ from attncc.schedule.hopper import forward_refusal
 from attncc.schedule.hopper_config import Walk, forward_plan
 from attncc.schedule.hopper_forward import partitioned_forward
 from attncc.schedule.hopper_programs import backward_program as hopper_backward
-from attncc.schedule.joined import joined_factor
+from attncc.schedule.joined import joining
+from attncc.schedule.key_terms import terms_kernel, terms_tensor
 from attncc.schedule.overrides import overridden
 from attncc.schedule.partitions import counter
 from attncc.schedule.prune import prune
@@ -61,15 +62,25 @@ def _forward(p: Problem, runs: tuple[Run, ...]) -> t.Program:
     kernel, note = _forward_kernel(p)
     out = t.Alloc(tensor(p, "out", strided=True), like="q")
     results = ("out", "lse") if p.normalised else ("out",)
-    scans, before = scans_read(p, runs, (kernel,))
-    steps: list[t.Step] = [*prologue(p, (kernel,)), *before, out]
+    ahead, first = _ahead(p, kernel)
+    scans, before = scans_read(p, runs, (*ahead, kernel))
+    steps: list[t.Step] = [*prologue(p, (*ahead, kernel)), *before, *first, out]
     if p.normalised:
         steps.append(t.Alloc(stat(p, "lse")))
     if works(kernel):
         steps.append(t.Alloc(counter(p), 0.0, kept=True))
     steps.append(t.Launch("forward_kernel"))
-    kernels = tuple(map(prune, (*scans, kernel)))
+    kernels = tuple(map(prune, (*scans, *ahead, kernel)))
     return t.Program("forward", inputs(p), scalars(p), kernels, tuple(steps), results, note)
+
+
+def _ahead(p: Problem, kernel: t.Kernel) -> tuple[tuple[t.Kernel, ...], tuple[t.Step, ...]]:
+    """What `kernel` reads that another one computes, and its steps: terms by key."""
+    terms = terms_tensor(p)
+    term = joining(p) if terms.name in kernel.tensors else None
+    if term is None:
+        return (), ()
+    return (terms_kernel(p, term),), (t.Alloc(terms), t.Launch("key_terms_kernel"))
 
 
 def _forward_kernel(p: Problem) -> tuple[t.Kernel, str]:
@@ -80,7 +91,10 @@ def _forward_kernel(p: Problem) -> tuple[t.Kernel, str]:
     most = p if far is None or widest <= 64 else far.problem  # three consumers have no room for near tiles
     brief = short(p.by_row, "i")
     even, ended = not brief and not uneven(p.by_row, "i"), p.attend.normaliser.z is not None
-    walk = Walk(brief, even, ended, placed(p), far is None and joined_factor(p) is not None)
+    term = joining(p) if far is None and widest <= 128 else None
+    if term is not None:
+        most = replace(p, attend=replace(p.attend, score=term.rest))
+    walk = Walk(brief, even, ended, placed(p), term is not None)
     default = forward_plan(widest, demand(most), walk)
     plan = overridden(default, p.variant.tiles, "partitioned.forward")
     reason = forward_refusal(p, plan)

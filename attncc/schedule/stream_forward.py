@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from attncc.expr.build import op
-from attncc.expr.nodes import Const, Expr, Op, Var, substitute
+from attncc.expr.nodes import Const, Expr, Op, Var, free_vars, substitute, walk
+from attncc.ir.nodes import Load
 from attncc.passes.simplify import scale
 from attncc.passes.stream import LN2, LOG2E, SHIFT, streamed
 from attncc.schedule.beyond import beyond, far_turn, near_of
@@ -136,7 +137,7 @@ def online(
     m_new = k.b.value(greater, "m")
     between(m_new)
     anchor = m_new
-    if allowed is not None or not k.p.exponential:
+    if allowed is not None or not k.p.exponential or _may_vanish(k.p):
         anchor = k.b.value(op("where", op("eq", m_new, NEVER), ZERO, m_new), "anchor", "finite in rows without a key")
     shift = k.without_rows(anchor)
     w = k.weight(n.phi, x, shift, allowed, "w")
@@ -144,6 +145,12 @@ def online(
     return Online(
         w, psi, m_new, k.b.value(op("exp2", op("sub", m, anchor)), "alpha", "what the old sums are worth now")
     )
+
+
+def _may_vanish(p: Problem) -> bool:
+    """Whether scores of -inf may fill a row of a tile that no mask cuts: what they read by position may be -inf."""
+    reads = (n for n in walk(p.attend.score) if isinstance(n, Load) and n.sort == "real")
+    return any({"i", "j"} & {v for x in n.index for v in free_vars(x)} for n in reads if n.tensor not in ("q", "k"))
 
 
 def _log_scores(k: Stream, score: Expr, allowed: Expr | None) -> tuple[Expr, Expr]:
