@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from attncc.expr.build import ivar, op
 from attncc.expr.nodes import Const, Expr, Op, Var, walk
@@ -42,7 +42,7 @@ class Term:
     """In units of the product: a / c, which multiplies j - j0, where it grows `evenly`; else f(j) / c."""
     evenly: bool
     rest: Expr
-    """The score in base two without it."""
+    """The score in base two without it and without what queries add, which never meets the pairs."""
 
 
 def joining(p: Problem) -> Term | None:
@@ -53,12 +53,12 @@ def joining(p: Problem) -> Term | None:
     c, product = (ONE, found.pair) if found.pair is p.attend.product else positive_factor(found.pair) or (ONE, ONE)
     if product is not p.attend.product:
         return None
-    a, rest = _slope(found.key), replace(found, key=None).whole()
+    a = _slope(found.key)
     if a is not None:
-        return Term(op("div", a, c), True, rest)
+        return Term(op("div", a, c), True, found.pair)
     if LANE in walk(found.key) or p.variant.dtype != "bf16":  # a bias of -1e9 is beyond float16
         return None
-    return Term(simplify(op("div", found.key, c)), False, rest)
+    return Term(simplify(op("div", found.key, c)), False, found.pair)
 
 
 def _slope(e: Expr) -> Expr | None:
