@@ -1,6 +1,6 @@
 """Times compiled specs beside FlexAttention and SDPA on one CUDA device.
 
-`python -m tests.benchmarks.flex OUT.json [BACKEND]`; the backend is `triton` unless it is named.
+`python -m tests.benchmarks.flex OUT.json [BACKEND [ROW ...]]`; the backend is `triton` and rows are all unless named.
 
 Same tensors, one process, rounds interleaved, medians. FLOPs count the mask's density: forward 4 B H M N D, backward
 2.5 times that.
@@ -30,6 +30,7 @@ N, WINDOW, CAP, DOCUMENT = 8192, 1024, 20.0, 1024
 SHAPES = ((2, 16, 128), (2, 32, 64))
 ROUNDS = 5
 BACKEND = sys.argv[2] if len(sys.argv) > 2 else "triton"
+ROWS = frozenset(sys.argv[3:])
 
 SOFTCAP = """
 attention softcap(cap = 20.0):
@@ -137,7 +138,7 @@ def main() -> None:
     print(head, date.today())
     rows = []
     for batch, heads, dim in SHAPES:
-        for case in cases(heads):
+        for case in (c for c in cases(heads) if not ROWS or c.name in ROWS):
             row = measure(case, batch, heads, dim)
             rows.append(row)
             speeds = "  ".join(
