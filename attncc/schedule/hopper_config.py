@@ -60,6 +60,8 @@ class HopperForward(RowPlan):
     """
     lanes: bool = True
     """Sums of weights are completed by a row's threads after the last turn only: shorter turns, two more registers."""
+    own: bool = False
+    """Consumers pass over tiles that only rows of others see, and mask those that their own rows see in part alone."""
     fetched: bool = True
     """Where there is room, the next place's queries are fetched before this place's are read for the last time."""
     turns: bool = False

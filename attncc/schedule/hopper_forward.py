@@ -24,6 +24,7 @@ from attncc.schedule.hopper_rows import RowPlaces, State
 from attncc.schedule.key_terms import joined
 from attncc.schedule.lanes import Sums
 from attncc.schedule.partitions import (
+    ALL,
     NONE,
     WARPS,
     Kind,
@@ -105,6 +106,7 @@ class _Forward(RowPlaces):
     def consume(self, c: int) -> Expr:
         k = self.k
         self.c = c
+        own = self.own_turns(c) if self.plan.own else ALL
         self.own_rows(c)
         if self.join is not None:
             self.join.begin(k.b.axis("i", self.plan.rows))
@@ -115,14 +117,16 @@ class _Forward(RowPlaces):
             state = (*(m, l, l)[: self.stats], *acc)
         slot, phase = self.q_ring.at(k.b, self.item)
         k.b.add(t.BarWait(t.Bar(self.q_ring.full, slot), phase))
-        state = self.walk(state)
+        if own.first is not NONE:
+            self._pass(own.first)
+        state = self.walk(state, own)
         if self.out is not self.q:
             self._release_queries()
         self._close(self._product(op("sub", self.turns.total, 1), state))
         return self.turns.total
 
-    def turn(self, n: Expr, kind: Kind, state: State) -> State:
-        k, first = self.k, isinstance(n, Const)
+    def turn(self, n: Expr, kind: Kind, state: State, first: bool = False) -> State:
+        k = self.k
         slot, phase = self.k_ring.at(k.b, self.at(n))
         k.b.add(t.BarWait(t.Bar(self.k_ring.full, slot), phase))
         if self.plan.turns:
@@ -144,7 +148,8 @@ class _Forward(RowPlaces):
             k.b.add(self.k_ring.release(slot))
 
         early = (lambda m: end(s, m)) if self.plan.early else (lambda m: None)
-        new, w = self._weights(s, n, kind, stats, early)
+        self.keys_of(n, kind, first)
+        new, w = self._weights(s, kind, stats, early)
         if self.plan.settled:
             self._values_of(n)
         if not self.plan.early:
@@ -152,6 +157,22 @@ class _Forward(RowPlaces):
         elif self.p.normalised:
             ended = [self._rescaled(a, new[2]) for a in ended]
         return (*new[: self.stats], *ended, self.operand(w, "p") if self.plan.rounded else w)
+
+    def _pass(self, count: Expr) -> None:
+        """Lets the first `count` turns pass: their tiles are given back as they come, and never before."""
+        k = self.k
+        with k.b.inner() as loop:
+            n = k.b.loop_index("n")
+            slot, phase = self.k_ring.at(k.b, self.at(n))
+            k.b.add(t.BarWait(t.Bar(self.k_ring.full, slot), phase))
+            self._values_of(n)
+            if self.plan.turns:
+                k.b.add(t.BarWait(self._turn_of(self.c), parity(k.b, self.at(n), 1)))
+                k.b.add(t.BarArrive(self._turn_of(self.c + 1), WARPS))
+            k.b.add(self.k_ring.release(slot))
+            k.b.add(t.Yield(()))
+        note = "keys: tiles that no row of this consumer sees"
+        k.b.add(t.For(n.name, t.Count(NONE, count), (), tuple(loop.statements), order="asc", note=note))
 
     def _turn_of(self, consumer: int) -> t.Bar:
         """The barrier that lets a consumer issue its products."""
@@ -185,10 +206,9 @@ class _Forward(RowPlaces):
         """The running sum with this turn's weights."""
         return self.k.b.value(op("add", op("mul", l, alpha), self.sums.part(w, "added")), "l")
 
-    def _weights(self, s: Var, n: Expr, kind: Kind, stats: State, between: Callable[[Var], None]) -> tuple[State, Var]:
+    def _weights(self, s: Var, kind: Kind, stats: State, between: Callable[[Var], None]) -> tuple[State, Var]:
         """The new statistics and the weights of a turn; `between` stands before the exponentials."""
         k = self.k
-        self.keys_of(n, kind)
         score, allowed = k.scores(s), self.allowed(kind)
         if not self.p.normalised:
             between(s)

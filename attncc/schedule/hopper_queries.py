@@ -134,8 +134,8 @@ class _Queries(RowPlaces):
         end = op("mul", op("floordiv", op("add", M, after.rows - 1), after.rows), after.rows)
         store_packed(k, after, (delta, log_z), tile, lane, op("lt", k.row, end))
 
-    def turn(self, n: Expr, kind: Kind, state: State) -> State:
-        k, first = self.k, isinstance(n, Const)
+    def turn(self, n: Expr, kind: Kind, state: State, first: bool = False) -> State:
+        k = self.k
         slot, phase = self.ring.at(k.b, self.at(n))
         k.b.add(t.BarWait(t.Bar(self.ring.full, slot), phase))
         s = self.products(self.held[0], self.keys, slot, "s", "d")
@@ -146,7 +146,7 @@ class _Queries(RowPlaces):
             self._statistics(self.first, self.o)
         later = len(self.values.names) + (0 if first else len(dq))
         s = k.b.let("s", k.b.type_of(s.name), t.DotWait(s.name, later))
-        self.keys_of(n, kind)
+        self.keys_of(n, kind, first)
         known = pair_scores(k, s, self.allowed(kind))
         (dp,) = self.awaited((dp,), "dp", known.w)
         if not first:

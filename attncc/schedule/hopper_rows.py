@@ -15,8 +15,8 @@ from attncc.schedule.beyond import FIRST_KEY, FIRST_ROW, beyond, near_of
 from attncc.schedule.config import Tiles
 from attncc.schedule.hopper_config import RowPlan
 from attncc.schedule.masks import ends_inside
-from attncc.schedule.partitions import NONE, Buffers, Kind, Resident, Ring, Turns, counter, turns
-from attncc.schedule.ranges import Cut, Rows, uneven, visits
+from attncc.schedule.partitions import ALL, NONE, Buffers, Kind, Own, Resident, Ring, Turns, counter, turns
+from attncc.schedule.ranges import Cut, Rows, Visits, uneven, visits
 from attncc.schedule.steps import reads_at_keys
 from attncc.schedule.stream import Guards, M, N, Problem, Stream, b, h
 from attncc.schedule.stream_forward import row_grid
@@ -48,7 +48,7 @@ class RowPlaces(Resident):
         """Allocates buffers and barriers."""
 
     @abstractmethod
-    def turn(self, n: Expr, kind: Kind, state: State) -> State:
+    def turn(self, n: Expr, kind: Kind, state: State, first: bool = False) -> State:
         """One turn of a consumer."""
 
     def kernel_of(self, name: str, tensors: tuple[str, ...]) -> t.Kernel:
@@ -69,17 +69,36 @@ class RowPlaces(Resident):
         """The program's place in the grid, and the turns it takes there."""
         k = self.k
         k.place(self.r0.name, "h", "b")
-        seen = visits(k.b, self.p.by_row, self._rows(), Cut(self.plan.keys, N, NONE), near_of(self.beyond))
-        self.turns: Turns = turns(k.b, seen)
+        self.turns: Turns = turns(k.b, self._visits(self.r0, self.tile))
 
-    def _rows(self) -> Rows:
-        """The program's rows, as the bounds see them: in a vector, where they must, of a power of two."""
+    def own_turns(self, c: int) -> Own:
+        """The turns of a consumer, where the place's tiles are some that need the mask and then some that don't."""
+        k, plan, place = self.k, self.plan, self.turns
+        if [x.kind for x in place.pieces] != ["masked", "full"]:
+            return ALL
+        base = k.b.value(op("add", self.r0, c * plan.rows), "r0") if c else self.r0
+        (own,) = self._visits(base, plan.rows).partial.pieces
+        assert isinstance(own, t.Interval)
+        end = place.pieces[0].tiles.hi
+        first = op("max", op("min", op("sub", end, own.hi), op("sub", place.masked, 1)), 0)
+        first = k.b.value(first, "passed", "turns before this consumer's first")
+        since = op("max", op("min", op("sub", end, own.lo), place.masked), op("add", first, 1))
+        return Own(first, k.b.value(since, "masked"))
+
+    def _visits(self, base: Var, count: int) -> Visits:
+        """What `count` rows from `base` see."""
+        return visits(
+            self.k.b, self.p.by_row, self._rows(base, count), Cut(self.plan.keys, N, NONE), near_of(self.beyond)
+        )
+
+    def _rows(self, base: Var, count: int) -> Rows:
+        """Rows as the bounds see them: in a vector, where they must, of a power of two."""
         k = self.k
-        k.rows(self.r0, 1 << (self.tile - 1).bit_length())
-        end = op("min", op("add", self.r0, self.tile), M)
+        k.rows(base, 1 << (count - 1).bit_length())
+        end = op("min", op("add", base, count), M)
         k.guards = Guards(row=op("lt", k.row, end))
         k.b.axis("j", self.plan.keys)
-        first, last = op("add", self.r0, k.shift), op("add", op("sub", end, 1), k.shift)
+        first, last = op("add", base, k.shift), op("add", op("sub", end, 1), k.shift)
         return Rows("i", first, last, k.guards.row, "i", self.p.rising)
 
     # --- the producer
@@ -122,10 +141,10 @@ class RowPlaces(Resident):
         k.rows(k.b.value(op("add", self.r0, c * plan.rows), "r0") if c else self.r0, plan.rows)
         k.guards = Guards(row=op("lt", k.row, M))
 
-    def walk(self, state: State) -> State:
-        """All turns but for the last product: masked ones first."""
-        state = self.turn(NONE, "masked", state)
-        for kind, start, end in self.turns.loops():
+    def walk(self, state: State, own: Own = ALL) -> State:
+        """All of a consumer's turns, but for the last product: masked ones first."""
+        state = self.turn(own.first, "masked", state, first=True)
+        for kind, start, end in self.turns.loops(own):
             state = self._loop(start, end, kind, state)
         return state
 
@@ -142,10 +161,10 @@ class RowPlaces(Resident):
         self.p = k.p = p
         return state
 
-    def keys_of(self, n: Expr, kind: Kind) -> None:
+    def keys_of(self, n: Expr, kind: Kind, first: bool = False) -> None:
         """The keys of turn `n`."""
         k = self.k
-        tile = self.turns.tile(n, None if isinstance(n, Const) else kind)
+        tile = op("max", self.turns.tile(n), 0) if first else self.turns.tile(n, kind)
         k.keys(k.b.value(op("mul", tile, self.plan.keys), "j0"), self.plan.keys)
         k.b.bindings[FIRST_KEY] = k.first
         guarded = kind == "masked" or reads_at_keys(self.p)

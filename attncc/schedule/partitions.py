@@ -180,6 +180,19 @@ def numbered(b: Builder, pieces: Sequence[tuple[Kind, t.Interval]]) -> tuple[Pie
 
 
 @dataclass(frozen=True, slots=True)
+class Own:
+    """What a consumer takes of a place's turns."""
+
+    first: Expr = NONE
+    """Those before it have none of its pairs."""
+    masked: Expr | None = None
+    """From this turn on its pairs need no mask, where that is earlier than for the place."""
+
+
+ALL = Own()
+
+
+@dataclass(frozen=True, slots=True)
 class Turns:
     """The visited tiles in the order of their turns: those that need the mask, those that don't, those far away.
 
@@ -191,14 +204,14 @@ class Turns:
     """Turns 0 .. masked-1 need the mask."""
     total: Expr
 
-    def loops(self) -> tuple[tuple[Kind, Expr, Expr], ...]:
+    def loops(self, own: Own) -> tuple[tuple[Kind, Expr, Expr], ...]:
         """(kind, first turn, the turn after the last) of each kind, but for the very first turn."""
         found: list[tuple[Kind, Expr, Expr]] = []
-        start: Expr = Const(1, "int")
+        start = simplify(op("add", own.first, 1))
         for kind in dict.fromkeys(x.kind for x in self.pieces):
             last = [x for x in self.pieces if x.kind == kind][-1]
             if kind == "masked":
-                end = self.masked
+                end = self.masked if own.masked is None else own.masked
             else:
                 end = self.total if last is self.pieces[-1] else op("max", last.end, self.masked)
             found.append((kind, start, end))
@@ -213,7 +226,7 @@ class Turns:
         e = _back(pieces.pop(), n)
         for x in reversed(pieces):
             e = op("where", op("lt", n, x.end), _back(x, n), e)
-        return op("max", e, 0) if isinstance(n, Const) else e
+        return e
 
 
 def _back(piece: Piece, n: Expr) -> Expr:

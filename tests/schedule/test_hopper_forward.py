@@ -216,6 +216,31 @@ def test_every_plan_computes_the_same(name: str, plan: str, resident: bool) -> N
     case.check(case.program(**{**SMALL, **PLANS[plan]}, resident=resident), seed=1)
 
 
+OWN: dict[str, dict[str, Any]] = {
+    "two consumers": {},
+    "tall": {"rows": 32, "keys": 16},
+    "wide": {"rows": 16, "keys": 32},
+    "in turns by three": {"turns": True, "consumers": 3, "registers": 160, "depth": 4, "early": True},
+    "in turns by three, late": {"turns": True, "consumers": 3, "registers": 160, "lazy": True, "early": False},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("plan", OWN)
+@pytest.mark.parametrize("name", ["causal", "alibi", "full"])
+def test_consumers_pass_over_what_only_others_see(name: str, plan: str, shape: str) -> None:
+    case = Case(name, SHAPES[shape])
+    program = case.program(**SMALL | OWN[plan], own=True)
+    assert "tiles that no row of this consumer sees" in dump(program)
+    case.check(program, seed=2)
+
+
+@pytest.mark.parametrize("name", ["window", "packed_documents"])
+def test_where_masked_tiles_lie_on_both_sides_all_take_all_turns(name: str) -> None:
+    case = Case(name, (1, 2, 2, 60, 60, 16, 16))
+    assert dump(case.program(**SMALL, own=True)) == dump(case.program(**SMALL))
+
+
 def test_statistics_of_two_sums_in_turns() -> None:
     case = Case("softpick", (1, 2, 1, 50, 60, 16, 16))
     plans: tuple[dict[str, Any], ...] = ({}, {"rounded": True}, {"lanes": False})

@@ -14,12 +14,20 @@ PLANS: dict[str, dict[str, Any]] = {
     "full": {"resident": False, "consumers": 3, "registers": 160},
     "window": {"resident": True, "turns": True, "settled": True},
 }
+OWN: dict[str, Any] = {"own": True, "turns": True, "consumers": 3, "registers": 160}
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_forward(name: str) -> None:
     case = forward.Case(name, (1, 1, 1, 50, 40, 16, 16))
     program = case.program(**forward.SMALL, **PLANS[name])
+    for seed in range(100):
+        case.check(program, seed)
+
+
+def test_forward_whose_consumers_pass_over_tiles() -> None:
+    case = forward.Case("causal", (1, 2, 1, 120, 110, 16, 16))
+    program = case.program(**forward.SMALL, **OWN)
     for seed in range(100):
         case.check(program, seed)
 
