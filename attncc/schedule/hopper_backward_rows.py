@@ -61,10 +61,14 @@ def store_packed(
         k.b.add(t.Store(name, (b, h, tile, at), value.name, inside))
 
 
+def statistics_tiles(plan: HopperBackward) -> Expr:
+    """How many tiles of rows the statistics have."""
+    return op("floordiv", op("add", M, plan.rows - 1), plan.rows)
+
+
 def statistics(p: Problem, plan: HopperBackward) -> t.Tensor:
     """A row of the statistics of `plan.rows` queries per tile."""
-    tiles = op("floordiv", op("add", M, plan.rows - 1), plan.rows)
-    extents = (B, H, tiles, Const(plan.rows * len(packed(p)), "int"))
+    extents = (B, H, statistics_tiles(plan), Const(plan.rows * len(packed(p)), "int"))
     return t.Tensor(p.own("statistics"), ("b", "h", "t", "x"), extents, p.real)
 
 

@@ -49,7 +49,7 @@ class HopperForward(RowPlan):
     lazy: bool = False
     """The running maximum moves only to what exceeds it by far: in most turns nothing is rescaled."""
     joined: bool = False
-    """A term that grows evenly with the key is part of the product of queries and keys."""
+    """Terms by key are part of the product of queries and keys."""
     early: bool = False
     """The product of the turn before is awaited ahead of the exponentials: with `rounded` weights, fewer registers."""
     settled: bool = False
@@ -106,23 +106,22 @@ class Walk:
     ended: bool = False
     """A constant term joins the sums at the end; assemblers make the products of `early` turns wait for it."""
     placed: bool = False
-    """Scores have terms by position: their instructions fill the time that rescaling takes."""
+    """Scores have terms by position beside the product: their instructions fill the time that rescaling takes."""
     joins: bool = False
-    """Those terms can join the product of queries and keys."""
+    """Scores have terms by key that can join the product."""
 
 
 def forward_plan(widest: int, demand: Demand, walk: Walk = Walk()) -> HopperForward:
     """The default for channels of at most `widest`, or what was found to fit better."""
-    placed = walk.placed and not walk.joins
-    lazy = demand.live == "plain" and not placed
+    lazy = demand.live == "plain" and not walk.placed
     found = HopperForward(rounded=True, settled=walk.short, lazy=lazy, joined=walk.joins)
     if widest <= 64 and not walk.short:
         early = not (walk.even or walk.ended or walk.joins)
-        three = HopperForward(consumers=3, depth=4, registers=160, rounded=True, early=early, turns=True)
-        found = replace(three, lazy=lazy and not early, joined=walk.joins)
+        lazy = lazy and not early
+        found = replace(found, consumers=3, depth=4, registers=160, lazy=lazy, early=early, turns=True)
     elif widest > 128:
         found = HopperForward(keys=64)
-    elif walk.even and not walk.ended and demand.live == "plain" and placed:
+    elif walk.even and not walk.ended and demand.live == "plain" and walk.placed:
         found = replace(found, early=True)
     return changed(found, FORWARD.get(class_of(widest, demand), ""))
 

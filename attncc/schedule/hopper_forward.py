@@ -161,8 +161,8 @@ class _Forward(RowPlaces):
     def _pass(self, count: Expr) -> None:
         """Lets the first `count` turns pass: their tiles are given back as they come, and never before."""
         k = self.k
-        with k.b.inner() as loop:
-            n = k.b.loop_index("n")
+
+        def turn(n: Var, _: State) -> State:
             slot, phase = self.k_ring.at(k.b, self.at(n))
             k.b.add(t.BarWait(t.Bar(self.k_ring.full, slot), phase))
             self._values_of(n)
@@ -170,9 +170,10 @@ class _Forward(RowPlaces):
                 k.b.add(t.BarWait(self._turn_of(self.c), parity(k.b, self.at(n), 1)))
                 k.b.add(t.BarArrive(self._turn_of(self.c + 1), WARPS))
             k.b.add(self.k_ring.release(slot))
-            k.b.add(t.Yield(()))
+            return ()
+
         note = "keys: tiles that no row of this consumer sees"
-        k.b.add(t.For(n.name, t.Count(NONE, count), (), tuple(loop.statements), order="asc", note=note))
+        k.loop(t.Count(NONE, count), "n", "", (), turn, note, 1, "asc")
 
     def _turn_of(self, consumer: int) -> t.Bar:
         """The barrier that lets a consumer issue its products."""

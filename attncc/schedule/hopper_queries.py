@@ -7,8 +7,8 @@ consumer:
     w = weights of S(n), under the other two;  both are awaited, the slot of turn n-1 is given back
     dS(n) = w (dP(n) - delta), rounded for its product
 
-Queries and dO stay in registers. A kernel that is `first` has the rows of O, too: it computes their statistics, which
-the kernel of keys then finds.
+Queries and dO stay in registers. Where the kernel of keys comes `after`, rows of O are there, too: their statistics are
+computed here, and left for it.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from __future__ import annotations
 from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Var
 from attncc.schedule.captured import by_product
-from attncc.schedule.hopper_backward_rows import endless, store_packed
+from attncc.schedule.hopper_backward_rows import endless, statistics_tiles, store_packed
 from attncc.schedule.hopper_config import ROOM, HopperBackward, HopperQueries
 from attncc.schedule.hopper_rows import RowPlaces, State
 from attncc.schedule.partitions import Buffers, Kind, buffers, claims, ring
-from attncc.schedule.stream import M, Problem, Stream, b, h
+from attncc.schedule.stream import Problem, Stream, b, h
 from attncc.schedule.stream_backward import pair_scores, product_gradient, scaled, score_gradient, statistics_of
 from attncc.tile import nodes as t
 
 
-def partitioned_queries(p: Problem, plan: HopperQueries, first: HopperBackward | None = None) -> t.Kernel:
-    """d_q, from q, k, v, d_out and the row statistics; or from out and lse, `first` being the plan that comes after."""
-    more = () if first is None else ("out",)
-    return _Queries(p, plan, first).kernel_of("queries_kernel", ("q", "k", "v", "d_out", "d_q", *more))
+def partitioned_queries(p: Problem, plan: HopperQueries, after: HopperBackward | None = None) -> t.Kernel:
+    """d_q, from q, k, v, d_out and the row statistics; or from out and lse, where the kernel of `after` comes later."""
+    more = () if after is None else ("out",)
+    return _Queries(p, plan, after).kernel_of("queries_kernel", ("q", "k", "v", "d_out", "d_q", *more))
 
 
 def fits(plan: HopperQueries, after: HopperBackward) -> bool:
@@ -54,13 +54,13 @@ class _Queries(RowPlaces):
     plan: HopperQueries
     k: _Known
 
-    def __init__(self, p: Problem, plan: HopperQueries, first: HopperBackward | None) -> None:
+    def __init__(self, p: Problem, plan: HopperQueries, after: HopperBackward | None) -> None:
         super().__init__(p, plan)
-        self.k, self.first = _Known(p), first
+        self.k, self.after = _Known(p), after
         self.resident = plan.resident
         d, e = self.bytes("d", 1), self.bytes("e", 1)
         self.turn_bytes = plan.keys * (d + e)
-        self.own_bytes = plan.consumers * plan.rows * (d + e + (0 if first is None else e))
+        self.own_bytes = plan.consumers * plan.rows * (d + e + (0 if after is None else e))
         taken = self.own_bytes + plan.consumers * plan.rows * d
         self.depth = max(2, min(plan.depth, (ROOM - taken) // self.turn_bytes))
         """As planned, or as there is room for beside what arrives and leaves of rows."""
@@ -69,7 +69,8 @@ class _Queries(RowPlaces):
         k, plan, c = self.k, self.plan, self.plan.consumers
         i, j = k.b.axis("i", plan.rows), t.Axis("j", plan.keys)
         self.q, self.d_out = buffers(k, "q_tile", i, "d", c), buffers(k, "do_tile", i, "e", c)
-        self.o = buffers(k, "o_tile", i, "e", c) if self.first is not None else None
+        if self.after is not None:
+            self.o = buffers(k, "o_tile", i, "e", c)
         self.keys, self.values = buffers(k, "k_tile", j, "d", self.depth), buffers(k, "v_tile", j, "e", self.depth)
         self.out = buffers(k, "out_tile", i, "d", c)
         self.own_ring, self.ring = ring(k.b, "own", 1, c), ring(k.b, "keys", self.depth, c)
@@ -85,7 +86,7 @@ class _Queries(RowPlaces):
             at, mine = (b, h, op("add", self.r0, c * plan.rows)), Const(c, "int")
             self.copy(self.q, "q", "d", at, mine, own)
             self.copy(self.d_out, "d_out", "e", at, mine, own)
-            if self.o is not None:
+            if self.after is not None:
                 self.copy(self.o, "out", "e", at, mine, own)
 
         def fill(n: Expr, row: Expr) -> None:
@@ -104,7 +105,7 @@ class _Queries(RowPlaces):
         k.b.add(t.BarWait(t.Bar(self.own_ring.full, slot), phase))
         mine = self.mine = Const(c, "int")
         self.held = self._held(self.q, mine, "q", "d"), self._held(self.d_out, mine, "d_out", "e")
-        if self.o is None:
+        if self.after is None:
             k.b.add(self.own_ring.release(slot))
         state = self.walk(k.zeros("dq", "i", "d"))
         last = op("sub", self.turns.total, 1)
@@ -120,10 +121,10 @@ class _Queries(RowPlaces):
         pairs = zip(types, tiles.slots(mine), strict=True)
         return tuple(k.b.let(hint, type, t.SharedLoad(slot)).name for type, slot in pairs)
 
-    def _statistics(self, after: HopperBackward, o: Buffers) -> None:
+    def _statistics(self, after: HopperBackward) -> None:
         """Those of a consumer's rows, for itself and for the kernel that comes after."""
         k, p = self.k, self.p
-        outs = self._held(o, self.mine, "o", "e")
+        outs = self._held(self.o, self.mine, "o", "e")
         k.b.add(self.own_ring.release(self.own_ring.at(k.b, self.item)[0]))
         delta, log_z = statistics_of(k, _values(outs), _values(self.held[1]))
         log_z = endless(k, log_z)
@@ -131,7 +132,7 @@ class _Queries(RowPlaces):
         before, within = divmod(int(self.mine.value) * self.plan.rows, after.rows)
         tile = k.b.value(op("add", op("floordiv", self.r0, after.rows), before), "tile")
         lane = k.b.let("lane", t.Type(k.b.over("i").axes, "i32"), t.Iota(Const(within, "int")))
-        end = op("mul", op("floordiv", op("add", M, after.rows - 1), after.rows), after.rows)
+        end = op("mul", statistics_tiles(after), after.rows)
         store_packed(k, after, (delta, log_z), tile, lane, op("lt", k.row, end))
 
     def turn(self, n: Expr, kind: Kind, state: State, first: bool = False) -> State:
@@ -142,8 +143,8 @@ class _Queries(RowPlaces):
         before = op("sub", n, 1)
         dq = state if first else self._product(before, state)
         dp = self.products(self.held[1], self.values, slot, "dp", "e")
-        if first and self.first is not None and self.o is not None:
-            self._statistics(self.first, self.o)
+        if first and self.after is not None:
+            self._statistics(self.after)
         later = len(self.values.names) + (0 if first else len(dq))
         s = k.b.let("s", k.b.type_of(s.name), t.DotWait(s.name, later))
         self.keys_of(n, kind, first)

@@ -106,12 +106,12 @@ class RowPlaces(Resident):
     def every_turn(self, fill: Callable[[Expr, Expr], None]) -> Expr:
         """`fill(turn, its first key)` for every turn of a place; how many there are."""
         k = self.k
-        with k.b.inner() as loop:
-            n = k.b.loop_index("n")
+
+        def turn(n: Var, _: State) -> State:
             fill(n, k.b.value(op("mul", self.turns.tile(n), self.plan.keys), "j0"))
-            k.b.add(t.Yield(()))
-        count = t.Count(NONE, self.turns.total)
-        k.b.add(t.For(n.name, count, (), tuple(loop.statements), order="asc", note="tiles, in turn"))
+            return ()
+
+        k.loop(t.Count(NONE, self.turns.total), "n", "", (), turn, "tiles, in turn", 1, "asc")
         return self.turns.total
 
     def begin(self, ring: Ring, n: Expr, size: int, later: int = 0) -> tuple[Expr, t.Bar]:

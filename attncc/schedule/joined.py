@@ -115,7 +115,7 @@ class Joined(ABC):
         more = k.b.axis(MORE, STEP)
         name = k.b.fresh(hint)
         k.b.add(t.AllocShared(name, t.Type((axis, more), self.narrow), 1))
-        wide = k.b.let(hint, t.Type((axis, more), k.p.real), t.Map(in_channels(k, values)))
+        wide = k.b.let(hint, t.Type((axis, more), k.p.real), t.Map(in_channels(channel(k), values)))
         tile = t.Slot(name, Const(0, "int"))
         k.b.add(t.SharedStore(tile, k.cast(wide, self.narrow).name))
         k.b.add(t.Fence())
@@ -146,7 +146,7 @@ class Evenly(Joined):
         k = self.k
         values = parts(k, k.b.value(self.factor, "slope"), self.scales)
         wide = t.Type((rows, t.Axis(MORE, STEP)), k.p.real)
-        self.queries = k.cast(k.b.let("q_more", wide, t.Map(in_channels(k, values))), self.narrow)
+        self.queries = k.cast(k.b.let("q_more", wide, t.Map(in_channels(channel(k), values))), self.narrow)
 
     def operands(self, slot: Expr) -> tuple[str | t.Slot, t.Slot]:
         """Queries in registers, keys that are the same for every slot."""
@@ -166,10 +166,14 @@ def parts(k: Stream, value: Var, scales: tuple[int, ...]) -> list[Expr]:
     return list(found)
 
 
-def in_channels(k: Stream, values: list[Expr]) -> Expr:
+def channel(k: Stream) -> Var:
+    """The number of every channel that is joined."""
+    return k.b.let("channel", t.Type((k.b.axis(MORE, STEP),), "i32"), t.Iota(Const(0, "int")))
+
+
+def in_channels(at: Var, values: list[Expr]) -> Expr:
     """`values` in the first channels, 0 in the others."""
     found: Expr = ZERO
-    at = k.b.let("channel", t.Type((k.b.axis(MORE, STEP),), "i32"), t.Iota(Const(0, "int")))
     for n, value in reversed(list(enumerate(values))):
         found = op("where", op("eq", at, n), value, found)
     return found

@@ -9,7 +9,7 @@ from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Var
 from attncc.schedule.config import Tiles
 from attncc.schedule.hopper_config import HopperForward
-from attncc.schedule.joined import EXACT, MORE, STEP, Evenly, Joined, Term, in_channels, joining, parts
+from attncc.schedule.joined import EXACT, MORE, STEP, Evenly, Joined, Term, channel, in_channels, joining, parts
 from attncc.schedule.stream import B, Guards, H, N, Problem, Stream, b, h
 from attncc.schedule.stream_backward import key_grid
 from attncc.tile import nodes as t
@@ -41,10 +41,10 @@ def terms_kernel(p: Problem, term: Term) -> t.Kernel:
     k.guards = Guards(key=op("lt", k.key, N))
     value = k.b.value(term.value, "term", "in units of the product")
     name, type = terms_tensor(p).name, t.Type((t.Axis("j", tiles.keys), k.b.axis(MORE, STEP)), p.real)
-    wide = k.b.let("k_more", type, t.Map(in_channels(k, parts(k, value, PARTS))))
-    channel = k.b.let("channel", t.Type((k.b.axis(MORE, STEP),), "i32"), t.Iota(Const(0, "int")))
+    found, at = parts(k, value, PARTS), channel(k)
+    wide = k.b.let("k_more", type, t.Map(in_channels(at, found)))
     k.tensors[name] = None
-    k.b.add(t.Store(name, (b, h, k.key, channel), k.cast(wide, p.variant.dtype).name, k.guards.key))
+    k.b.add(t.Store(name, (b, h, k.key, at), k.cast(wide, p.variant.dtype).name, k.guards.key))
     grid = key_grid(p, tiles, "h")
     return t.Kernel("key_terms_kernel", grid, tuple(k.tensors), k.scalars(), k.body(), tiles.config)
 

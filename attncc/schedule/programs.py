@@ -94,7 +94,7 @@ def _forward_kernel(p: Problem) -> tuple[t.Kernel, str]:
     term = joining(p) if far is None and widest <= 128 else None
     if term is not None:
         most = replace(p, attend=replace(p.attend, score=term.rest))
-    walk = Walk(brief, even, ended, placed(p), term is not None)
+    walk = Walk(brief, even, ended, placed(p) and term is None, term is not None)
     default = forward_plan(widest, demand(most), walk)
     plan = overridden(default, p.variant.tiles, "partitioned.forward")
     reason = forward_refusal(p, plan)

@@ -26,8 +26,6 @@ from attncc.tile import nodes as t
 
 CHUNK = 2048
 ROWS: dict[str, Expr] = {"b": B, "h": H, "g": G}
-
-
 Side = Literal["first", "last"]
 
 
@@ -139,9 +137,9 @@ def run_kernel(run: Run, p: Problem) -> t.Kernel:
     b.add(t.Store(run.flag, lead, carried[-1].name))
     grid = tuple(t.GridAxis(a.index, ROWS[a.index], "batch") for a in axes)
     scalars = ("B", "H", "G", "M", "N", *(c.name for c in p.spec.constants))
-    tensors = (run.source, *outs, run.flag)
+    read = (run.source, *outs, run.flag)
     name = f"{run.source}_run_{'_'.join(run.sides)}_kernel"
-    return t.Kernel(name, grid, tensors, scalars, tuple(b.scope.statements), t.Config(8, 1))
+    return t.Kernel(name, grid, read, scalars, tuple(b.scope.statements), t.Config(8, 1))
 
 
 def _chunk(

@@ -95,9 +95,10 @@ def scans_read(
     read = {name for k in kernels for name in k.tensors}
     found: list[t.Kernel] = []
     steps: list[t.Step] = []
-    for run in (x for whole in runs if (x := whole.read(read)) is not None):
-        found.append(run_kernel(run, p))
-        steps += [*(t.Alloc(x) for x in tensors(run, p)), t.Launch(found[-1].name)]
+    for whole in runs:
+        if (run := whole.read(read)) is not None:
+            found.append(run_kernel(run, p))
+            steps += [*(t.Alloc(x) for x in tensors(run, p)), t.Launch(found[-1].name)]
     return tuple(found), tuple(steps)
 
 

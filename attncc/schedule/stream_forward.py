@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from attncc.expr.build import op
-from attncc.expr.nodes import Const, Expr, Op, Var, free_vars, substitute, walk
-from attncc.ir.nodes import Load
+from attncc.expr.nodes import Const, Expr, Op, Var, substitute
 from attncc.passes.simplify import scale
 from attncc.passes.stream import LN2, LOG2E, SHIFT, streamed
 from attncc.schedule.beyond import beyond, far_turn, near_of
@@ -21,6 +20,7 @@ from attncc.schedule.config import Tiles
 from attncc.schedule.monotone import direction
 from attncc.schedule.positive import positive_factor
 from attncc.schedule.ranges import Cut, Rows, visits
+from attncc.schedule.steps import reads_at_keys, reads_at_rows
 from attncc.schedule.stream import NEVER, ZERO, B, Guards, H, M, N, Problem, Stream, b, h
 from attncc.tile import nodes as t
 
@@ -137,7 +137,8 @@ def online(
     m_new = k.b.value(greater, "m")
     between(m_new)
     anchor = m_new
-    if allowed is not None or not k.p.exponential or _may_vanish(k.p):
+    if allowed is not None or not k.p.exponential or reads_at_rows(k.p) or reads_at_keys(k.p):
+        # a row may have no key: none is allowed, or all have scores of -inf, as biases give
         anchor = k.b.value(op("where", op("eq", m_new, NEVER), ZERO, m_new), "anchor", "finite in rows without a key")
     shift = k.without_rows(anchor)
     w = k.weight(n.phi, x, shift, allowed, "w")
@@ -145,12 +146,6 @@ def online(
     return Online(
         w, psi, m_new, k.b.value(op("exp2", op("sub", m, anchor)), "alpha", "what the old sums are worth now")
     )
-
-
-def _may_vanish(p: Problem) -> bool:
-    """Whether scores of -inf may fill a row of a tile that no mask cuts: what they read by position may be -inf."""
-    reads = (n for n in walk(p.attend.score) if isinstance(n, Load) and n.sort == "real")
-    return any({"i", "j"} & {v for x in n.index for v in free_vars(x)} for n in reads if n.tensor not in ("q", "k"))
 
 
 def _log_scores(k: Stream, score: Expr, allowed: Expr | None) -> tuple[Expr, Expr]:

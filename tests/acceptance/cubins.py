@@ -162,6 +162,12 @@ def predicates(loop: t.For) -> list[str]:
     return found
 
 
+def row_comparisons(loop: t.For) -> int:
+    """How many values of a loop's body compare along the rows alone."""
+    maps = [s for s in loop.body if isinstance(s, t.Let) and s.type.axes and loop.axis not in s.type.names()]
+    return sum(isinstance(s.op, t.Map) and any(_compares(n) for n in walk(s.op.body)) for s in maps)
+
+
 def _compares(e: Expr) -> bool:
     return isinstance(e, Op) and (e.sort == "bool" or e.name == "where")
 

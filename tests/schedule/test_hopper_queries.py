@@ -16,8 +16,6 @@ from tests.schedule.test_hopper_backward import SHAPES, Case
 from tests.support.specs import SPECS
 
 SMALL = "partitioned.queries.rows=16 partitioned.queries.keys=16"
-
-
 FIRST = f"{SMALL} partitioned.backward.rows=16"
 """Places are whole tiles of the statistics."""
 

@@ -86,13 +86,17 @@ def test_no_interleaving_differs() -> None:
         case.check(program, seed)
 
 
+def products_overlap_and_little_spills(program: Program, folder: Path) -> None:
+    cubin = compile_kernel(program, kernel(program), folder)
+    within = spilled_in_loops((folder / "kernel.cubin").read_bytes())
+    assert not cubin.serialised and cubin.reallocates and within is not None and within <= SPILLED_BYTES
+
+
 @pytest.mark.parametrize("side", [64, 128])
 def test_products_overlap_and_little_spills(side: int, tmp_path: Path) -> None:
     """Three consumers at 64 channels: the terms by key take no registers."""
     program = joined(Case("alibi", (1, 1, 1, 8, 8, side, side)), lazy=True, early=False)
-    cubin = compile_kernel(program, kernel(program), tmp_path)
-    within = spilled_in_loops((tmp_path / "kernel.cubin").read_bytes())
-    assert not cubin.serialised and cubin.reallocates and within is not None and within <= SPILLED_BYTES
+    products_overlap_and_little_spills(program, tmp_path)
 
 
 def test_scores_without_such_a_term_have_no_other_channels() -> None:
@@ -128,12 +132,12 @@ class Wide(Case):
     def problem(self, **changes: Any) -> Problem:
         return super().problem(**{"dtype": "bf16", **changes})
 
-    def check(self, program: Program, seed: int = 0, lse: float = 2e-6) -> None:
+    def check(self, program: Program, seed: int = 0) -> None:
         """out within the rounding of bf16, lse of f32."""
         found = run_program(program, {n: x.numpy() for n, x in self.tensors.items()}, {}, seed=seed).outputs
         assert self.want.lse is not None
         assert error(torch.from_numpy(found["out"]), self.want.out) < 5e-3
-        assert error(torch.from_numpy(found["lse"]), self.want.lse) < lse
+        assert error(torch.from_numpy(found["lse"]), self.want.lse) < 2e-6
 
 
 def with_keys(case: Case, **plan: Any) -> Program:
@@ -155,9 +159,7 @@ def test_their_default_plans(side: int, tmp_path: Path) -> None:
     case = Wide("key_bias", (1, 2, 1, 150, 190, side, side))
     program = with_keys(case)
     case.check(program)
-    cubin = compile_kernel(program, kernel(program), tmp_path)
-    within = spilled_in_loops((tmp_path / "kernel.cubin").read_bytes())
-    assert not cubin.serialised and cubin.reallocates and within is not None and within <= SPILLED_BYTES
+    products_overlap_and_little_spills(program, tmp_path)
 
 
 def test_no_interleaving_of_their_copies_differs() -> None:
