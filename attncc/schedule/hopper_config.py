@@ -76,7 +76,7 @@ class HopperQueries(RowPlan):
     depth: int = 4
 
 
-_SPARE = "consumers=2 registers=240 early=False turns=False rounded=True settled=True lanes=False"
+_SPARE = "consumers=2 registers=240 early=False own=False turns=False rounded=True settled=True lanes=False"
 """The forward with the most registers to spare."""
 _TWO = " ".join(f"partitioned.forward.{x}" for x in _SPARE.split())
 _FEW = "partitioned.queries.keys=32"
@@ -116,9 +116,9 @@ def forward_plan(widest: int, demand: Demand, walk: Walk = Walk()) -> HopperForw
     lazy = demand.live == "plain" and not walk.placed
     found = HopperForward(rounded=True, settled=walk.short, lazy=lazy, joined=walk.joins)
     if widest <= 64 and not walk.short:
-        early = not (walk.even or walk.ended or walk.joins)
-        lazy = lazy and not early
-        found = replace(found, consumers=3, depth=4, registers=160, lazy=lazy, early=early, turns=True)
+        early = not (lazy or walk.even or walk.ended or walk.joins)
+        own = not walk.even
+        found = replace(found, consumers=3, depth=4, registers=160, early=early, own=own, turns=True)
     elif widest > 128:
         found = HopperForward(keys=64)
     elif walk.even and not walk.ended and demand.live == "plain" and walk.placed:
