@@ -187,7 +187,8 @@ class Burden:
     far: bool = False
     """Most tiles lie where tables have one value, and need no positions."""
     brief: bool = False
-    """Walks are short by data: a kernel of dQ's own moves less memory than a sum that all keys add to."""
+    """Walks are short by data. Beyond 64 channels a kernel of dQ's own moves less memory than a sum that all keys add
+    to; up to 64, tiles of fewer queries waste less."""
 
 
 def backward_plan(D: int, E: int, demand: Demand, burden: Burden = Burden()) -> HopperBackward:
@@ -205,6 +206,9 @@ def _backward_plan(D: int, E: int, demand: Demand, burden: Burden) -> HopperBack
         share: Literal["columns", "keys"] = "columns" if D > 64 else "keys"
         resident = hold == "weights"
         return HopperBackward(share=share, hold=hold, calm=calm, apart=burden.brief, resident=resident, lanes=lanes)
-    if crowded:
-        return HopperBackward(share="keys", hold=hold, resident=hold == "weights", started=burden.far, lanes=lanes)
+    if hold == "product":
+        return HopperBackward(share="keys", hold=hold, resident=False, started=burden.far, lanes=lanes)
+    if crowded or burden.brief:
+        sums = burden.sums and not burden.far
+        return HopperBackward(depth=4, started=burden.far or burden.brief, lanes=sums)
     return HopperBackward(rows=128, share="rows", started=True, calm=calm)

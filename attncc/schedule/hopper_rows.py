@@ -72,9 +72,12 @@ class RowPlaces(Resident):
         self.turns: Turns = turns(k.b, self._visits(self.r0, self.tile))
 
     def own_turns(self, c: int) -> Own:
-        """The turns of a consumer, where the place's tiles are some that need the mask and then some that don't."""
+        """The turns of a consumer, where the place's tiles are some that need the mask and then some that don't.
+
+        Of a place no higher than a tile is wide, all rows see the same tiles.
+        """
         k, plan, place = self.k, self.plan, self.turns
-        if [x.kind for x in place.pieces] != ["masked", "full"]:
+        if self.tile <= plan.keys or [x.kind for x in place.pieces] != ["masked", "full"]:
             return ALL
         base = k.b.value(op("add", self.r0, c * plan.rows), "r0") if c else self.r0
         (own,) = self._visits(base, plan.rows).partial.pieces
