@@ -10,6 +10,9 @@ turns. An `early` O is awaited before the exponentials: P(n - 1) then makes room
 
 A program stays on its multiprocessor: the producer takes one place of the grid after another and fetches the next
 place's tiles while consumers end with theirs; its queries, too, where there is room for those of two places.
+
+Where a place is higher than a tile of keys is wide, a consumer passes over the first tiles that only rows of others see
+(`own`); the masked turns that are left to it end where its own rows need the mask no more.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Var
 from attncc.schedule.hopper_config import ROOM, HopperForward
 from attncc.schedule.hopper_rows import RowPlaces, State
+from attncc.schedule.joined import Channels
 from attncc.schedule.key_terms import joined
 from attncc.schedule.lanes import Sums
 from attncc.schedule.partitions import (
@@ -41,8 +45,7 @@ from attncc.tile import nodes as t
 def partitioned_forward(p: Problem, plan: HopperForward) -> t.Kernel:
     """out and, for normalised weights, lse."""
     forward = _Forward(p, plan)
-    more = () if forward.join is None else forward.join.tensors
-    return forward.kernel_of("forward_kernel", ("q", "k", "v", "out", *more))
+    return forward.kernel_of("forward_kernel", ("q", "k", "v", "out", *forward.join.tensors))
 
 
 class _Forward(RowPlaces):
@@ -52,7 +55,7 @@ class _Forward(RowPlaces):
 
     def __init__(self, p: Problem, plan: HopperForward) -> None:
         super().__init__(p, plan)
-        self.join = joined(self.k, plan) if self.beyond is None else None
+        self.join = joined(self.k, plan) if self.beyond is None else Channels()
         self.sums = Sums(self.k, "i", plan.lanes)
         self.resident = plan.resident and self._room()
         self.queries = 2 if self.resident and plan.fetched and self._room(2) else 1
@@ -78,8 +81,7 @@ class _Forward(RowPlaces):
             k.b.add(t.BarArrive(t.Bar(self.issuing, NONE), WARPS))
         if self.resident:
             self.claims = claims(k.b, self.p, c)
-        if self.join is not None:
-            self.join.memory()
+        self.join.memory()
 
     # --- the producer
 
@@ -91,11 +93,9 @@ class _Forward(RowPlaces):
 
         def fill(n: Expr, row: Expr) -> None:
             at = (b, k.kv_head(), row)
-            more = 0 if self.join is None else self.join.turn_bytes
-            slot, full = self.begin(self.k_ring, self.at(n), self.bytes("d", plan.keys) + more)
+            slot, full = self.begin(self.k_ring, self.at(n), self.bytes("d", plan.keys) + self.join.turn_bytes)
             self.copy(self.keys, "k", "d", at, slot, full)
-            if self.join is not None:
-                self.join.arrive((b, h, row), slot, full)
+            self.join.arrive((b, h, row), slot, full)
             slot, full = self.begin(self.v_ring, self.at(n), self.bytes("e", plan.keys), later=1)
             self.copy(self.values, "v", "e", at, slot, full)
 
@@ -108,8 +108,7 @@ class _Forward(RowPlaces):
         self.c = c
         own = self.own_turns(c) if self.plan.own else ALL
         self.own_rows(c)
-        if self.join is not None:
-            self.join.begin(k.b.axis("i", self.plan.rows))
+        self.join.begin(k.b.axis("i", self.plan.rows))
         acc = k.zeros("acc", "i", "e")
         state = acc
         if self.p.normalised:
@@ -132,8 +131,7 @@ class _Forward(RowPlaces):
         if self.plan.turns:
             k.b.add(t.BarWait(self._turn_of(self.c), parity(k.b, self.at(n), 1)))
         s = self.products(self.q.slots(self._queries_of(self.c)), self.keys, slot, "s", "d")
-        if self.join is not None:
-            s = self.join.added(s, slot)
+        s = self.join.added(s, slot)
         if not first:
             state = self._product(op("sub", n, 1), state)
         stats, acc = state[: self.stats], state[self.stats : self.stats + len(self.values.names)]
@@ -245,5 +243,4 @@ class _Forward(RowPlaces):
         """Whether the output may leave through shared memory of its own, beside the queries of so many places."""
         plan, rows = self.plan, self.plan.consumers * self.plan.rows
         taken = plan.depth * (self.bytes("d", plan.keys) + self.bytes("e", plan.keys))
-        taken += 0 if self.join is None else self.join.bytes
-        return taken + queries * self.bytes("d", rows) + self.bytes("e", rows) <= ROOM
+        return taken + self.join.bytes + queries * self.bytes("d", rows) + self.bytes("e", rows) <= ROOM

@@ -72,32 +72,37 @@ def _slope(e: Expr) -> Expr | None:
             return None
 
 
-class Joined(ABC):
-    """Those channels of a kernel under construction, whose product then has the score's terms by key."""
+class Channels:
+    """What joins the product in a kernel under construction: nothing, unless a class below says so."""
 
-    bytes: int
+    bytes: int = 0
     """Of shared memory."""
     turn_bytes: int = 0
     """That arrive with a tile of keys."""
     tensors: tuple[str, ...] = ()
     """They arrive from."""
 
+    def memory(self) -> None:
+        """Allocates buffers, and fills what is the same for all tiles."""
+
+    def arrive(self, at: tuple[Expr, ...], slot: Expr, bar: t.Bar) -> None:
+        """Begins to copy the channels of a tile of keys, if they are not there yet."""
+
+    def begin(self, rows: t.Axis) -> None:
+        """Prepares the channels of a consumer's queries, if they are not there yet."""
+
+    def added(self, s: Var, slot: Expr) -> Var:
+        """The product with what it is joined by, begun and not awaited."""
+        return s
+
+
+class Joined(Channels, ABC):
+    """Channels whose product brings the score's terms by key."""
+
     def __init__(self, k: Stream, keys: int) -> None:
         self.k, self.narrow = k, k.p.variant.dtype
         self.axis = t.Axis("j", keys)
         k.joined = True
-
-    @abstractmethod
-    def memory(self) -> None:
-        """Allocates buffers, and fills what is the same for all tiles."""
-
-    @abstractmethod
-    def arrive(self, at: tuple[Expr, ...], slot: Expr, bar: t.Bar) -> None:
-        """Begins to copy the channels of a tile of keys, if they are not there yet."""
-
-    @abstractmethod
-    def begin(self, rows: t.Axis) -> None:
-        """Prepares the channels of a consumer's queries, if they are not there yet."""
 
     @abstractmethod
     def operands(self, slot: Expr) -> tuple[str | t.Slot, t.Slot]:
@@ -137,9 +142,6 @@ class Evenly(Joined):
         k = self.k
         lane = k.b.let("lane", t.Type((self.axis,), "i32"), t.Iota(Const(0, "int")), "keys of a tile")
         self.tile = self.constant("k_more", self.axis, [op("real", op("mul", lane, x)) for x in self.scales])
-
-    def arrive(self, at: tuple[Expr, ...], slot: Expr, bar: t.Bar) -> None:
-        """Nothing: they are there."""
 
     def begin(self, rows: t.Axis) -> None:
         """The channels of a consumer's queries, as the first operand of a product reads them."""

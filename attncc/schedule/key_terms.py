@@ -9,7 +9,19 @@ from attncc.expr.build import op
 from attncc.expr.nodes import Const, Expr, Var
 from attncc.schedule.config import Tiles
 from attncc.schedule.hopper_config import HopperForward
-from attncc.schedule.joined import EXACT, MORE, STEP, Evenly, Joined, Term, channel, in_channels, joining, parts
+from attncc.schedule.joined import (
+    EXACT,
+    MORE,
+    STEP,
+    Channels,
+    Evenly,
+    Joined,
+    Term,
+    channel,
+    in_channels,
+    joining,
+    parts,
+)
 from attncc.schedule.stream import B, Guards, H, N, Problem, Stream, b, h
 from attncc.schedule.stream_backward import key_grid
 from attncc.tile import nodes as t
@@ -18,11 +30,11 @@ PARTS = (1, 1, 1)
 """Three numbers of 8 bits hold a float32's."""
 
 
-def joined(k: Stream, plan: HopperForward) -> Joined | None:
-    """What joins the product by this plan, if anything does."""
+def joined(k: Stream, plan: HopperForward) -> Channels:
+    """What joins the product by this plan."""
     term = joining(k.p) if plan.joined else None
     if term is None or (term.evenly and plan.keys > EXACT):
-        return None
+        return Channels()
     return Evenly(k, plan.keys, term.value) if term.evenly else _WithKeys(k, plan)
 
 
@@ -70,9 +82,6 @@ class _WithKeys(Joined):
     def arrive(self, at: tuple[Expr, ...], slot: Expr, bar: t.Bar) -> None:
         """Begins to copy the channels of a tile of keys."""
         self.k.b.add(t.CopyIn(t.Slot(self.name, slot), self.tensors[0], (*at, Const(0, "int")), bar))
-
-    def begin(self, rows: t.Axis) -> None:
-        """Nothing: they are there."""
 
     def operands(self, slot: Expr) -> tuple[str | t.Slot, t.Slot]:
         """Both in shared memory."""

@@ -13,7 +13,16 @@ from attncc.runtime.family import Place
 from attncc.runtime.variants import forward_variant
 from attncc.runtime.warmup import meta_tensors
 from attncc.schedule.config import Demand
-from attncc.schedule.hopper_config import HopperBackward, HopperForward, backward_plan, changed, class_of, forward_plan
+from attncc.schedule.hopper_config import (
+    Burden,
+    HopperBackward,
+    HopperForward,
+    Walk,
+    backward_plan,
+    changed,
+    class_of,
+    forward_plan,
+)
 from attncc.schedule.rungs import BACKWARD, FORWARD
 from tests.support.interpreted import needs_compiler
 
@@ -32,6 +41,26 @@ def test_changes() -> None:
     assert changed(HopperForward(), "") == HopperForward()
     assert changed(HopperForward(), "keys=64 early=True") == HopperForward(keys=64, early=True)
     assert changed(HopperBackward(), "share=keys") == HopperBackward(share="keys")
+
+
+def test_up_to_64_channels_forwards_take_three_consumers_unless_walks_are_short() -> None:
+    causal, full, window = (forward_plan(64, PLAIN, x) for x in (Walk(), Walk(even=True), Walk(short=True)))
+    assert [x.consumers for x in (causal, full, window)] == [3, 3, 2]
+    assert causal.own and not full.own and not window.own  # where some rows' walks end before others'
+    assert causal.lazy and not causal.early
+    capped = forward_plan(64, Demand(curved=True))  # a maximum whose factor nothing hides
+    assert capped.own and capped.early and not capped.lazy
+    assert forward_plan(128, PLAIN).consumers == 2 and not forward_plan(128, PLAIN).own
+
+
+def test_up_to_64_channels_backwards_with_sums_take_tiles_of_64_queries() -> None:
+    plain, sums, brief, curved = (
+        backward_plan(64, 64, PLAIN, x) for x in (Burden(), Burden(sums=True), Burden(brief=True), Burden(curved=True))
+    )
+    assert (plain.rows, plain.share, plain.depth) == (128, "rows", 2)
+    assert (sums.rows, sums.share, sums.depth) == (brief.rows, brief.share, brief.depth) == (64, "columns", 4)
+    assert sums.lanes and not brief.lanes
+    assert (curved.rows, curved.share, curved.hold) == (64, "keys", "product")  # whose registers are taken
 
 
 def test_listed_classes_get_their_plan() -> None:
