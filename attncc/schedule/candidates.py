@@ -31,13 +31,13 @@ def groups(v: Variant, partitioned: Mapping[Which, bool]) -> tuple[Group, ...]:
     found: list[Group] = []
     if partitioned["forward"]:
         found.append(Group("forward", "partitioned.forward", tuple(_split_forward())))
+        found.append(_few("forward", {"own": BOTH}))
     else:
         found.append(Group("forward", "plain.forward", tuple(_plain("plain.forward", v))))
     if partitioned["backward"]:
         found.append(Group("backward", "partitioned.backward", tuple(_split_backward())))
-        found.append(
-            Group("backward", "partitioned.backward", tuple(_product("partitioned.backward", {"apart": BOTH})))
-        )
+        found.append(_few("backward", {"depth": (2, 4), "lanes": BOTH}))
+        found.append(_few("backward", {"apart": BOTH}))
     else:
         fused = v.target == "torch" and v.dtype in ("f32", "f64")
         for kernel in ("plain.keys",) if fused else ("plain.keys", "plain.queries"):
@@ -57,12 +57,18 @@ def _plain(kernel: str, v: Variant) -> Iterator[str]:
     yield from _product(kernel, sides)
 
 
+def _few(which: Which, sides: Mapping[str, Values]) -> Group:
+    """What is settled once a partitioned kernel's other fields are."""
+    kernel = f"partitioned.{which}"
+    return Group(which, kernel, tuple(_product(kernel, sides)))
+
+
 def _split_forward() -> Iterator[str]:
     known = {f.name for f in dataclasses.fields(HopperForward)}
     switches: dict[str, Values] = {n: BOTH for n in ("lazy", "early", "settled", "turns") if n in known}
     for consumers, registers in ((2, 240), (3, 160)):
         sides: dict[str, Values] = {"consumers": (consumers,), "registers": (registers,)}
-        sides |= {"keys": (64, 128), "depth": (2, 3), **switches}
+        sides |= {"keys": (64, 128), "depth": (2, 4), **switches}
         yield from _product("partitioned.forward", sides)
 
 

@@ -57,7 +57,7 @@ class Found:
 
     tiles: str
     gains: Mapping[str, float]
-    """By kernel: the default's time over the winner's, medians of the last rounds."""
+    """By kernel: the default's time over the winner's, medians of the last rounds; of several groups, the product."""
     tried: Sequence[Tried]
 
 
@@ -83,7 +83,7 @@ def tune(case: Case, short: Case, search: Search, say: Callable[[Tried], None]) 
     for group in groups(variant, partitioned):
         if group.which in search.which:
             best, gain, more = _settle(group, best, case, short, search, say)
-            gains[group.kernel] = gain
+            gains[group.kernel] = gains.get(group.kernel, 1.0) * gain
             tried += more
     family = _attention(case, search.backend, "")._family
     keep(family.key, replace(variant, tiles=""), case.device, best)
