@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from attncc.schedule.hopper_config import HopperBackward, HopperForward
 from attncc.schedule.variant import Variant
 
 Which = Literal["forward", "backward"]
@@ -64,16 +62,14 @@ def _few(which: Which, sides: Mapping[str, Values]) -> Group:
 
 
 def _split_forward() -> Iterator[str]:
-    known = {f.name for f in dataclasses.fields(HopperForward)}
-    switches: dict[str, Values] = {n: BOTH for n in ("lazy", "early", "settled", "turns") if n in known}
+    switches: dict[str, Values] = {n: BOTH for n in ("lazy", "early", "settled", "turns")}
     for consumers, registers in ((2, 240), (3, 160)):
         sides: dict[str, Values] = {"consumers": (consumers,), "registers": (registers,)}
-        sides |= {"keys": (64, 128), "depth": (2, 4), **switches}
+        sides |= {"keys": (64, 128), "depth": (2, 3, 4), **switches}
         yield from _product("partitioned.forward", sides)
 
 
 def _split_backward() -> Iterator[str]:
-    known = {f.name for f in dataclasses.fields(HopperBackward)}
     sides: dict[str, Values] = {
         "rows": (64, 128),
         "share": ("columns", "rows", "keys"),
@@ -82,7 +78,7 @@ def _split_backward() -> Iterator[str]:
         "started": BOTH,
         "hold": ("weights", "product"),
     }
-    yield from _product("partitioned.backward", {n: s for n, s in sides.items() if n in known})
+    yield from _product("partitioned.backward", sides)
 
 
 def _product(kernel: str, sides: Mapping[str, Values]) -> Iterator[str]:

@@ -209,6 +209,5 @@ def _backward_plan(D: int, E: int, demand: Demand, burden: Burden) -> HopperBack
     if hold == "product":
         return HopperBackward(share="keys", hold=hold, resident=False, started=burden.far, lanes=lanes)
     if crowded or burden.brief:
-        sums = burden.sums and not burden.far
-        return HopperBackward(depth=4, started=burden.far or burden.brief, lanes=sums)
+        return HopperBackward(depth=4, started=burden.far or burden.brief, lanes=burden.sums and not burden.far)
     return HopperBackward(rows=128, share="rows", started=True, calm=calm)

@@ -74,19 +74,22 @@ class RowPlaces(Resident):
     def own_turns(self, c: int) -> Own:
         """The turns of a consumer, where the place's tiles are some that need the mask and then some that don't.
 
-        Of a place no higher than a tile is wide, all rows see the same tiles.
+        All of them where a place is no higher than a tile is wide: its rows' walks differ by one tile at most.
         """
         k, plan, place = self.k, self.plan, self.turns
         if self.tile <= plan.keys or [x.kind for x in place.pieces] != ["masked", "full"]:
             return ALL
-        base = k.b.value(op("add", self.r0, c * plan.rows), "r0") if c else self.r0
-        (own,) = self._visits(base, plan.rows).partial.pieces
+        (own,) = self._visits(self._first_row(c), plan.rows).partial.pieces
         assert isinstance(own, t.Interval)
         end = place.pieces[0].tiles.hi
         first = op("max", op("min", op("sub", end, own.hi), op("sub", place.masked, 1)), 0)
         first = k.b.value(first, "passed", "turns before this consumer's first")
         since = op("max", op("min", op("sub", end, own.lo), place.masked), op("add", first, 1))
         return Own(first, k.b.value(since, "masked"))
+
+    def _first_row(self, c: int) -> Var:
+        """The first row of a consumer."""
+        return self.k.b.value(op("add", self.r0, c * self.plan.rows), "r0") if c else self.r0
 
     def _visits(self, base: Var, count: int) -> Visits:
         """What `count` rows from `base` see."""
@@ -140,8 +143,8 @@ class RowPlaces(Resident):
 
     def own_rows(self, c: int) -> None:
         """The rows of a consumer."""
-        k, plan = self.k, self.plan
-        k.rows(k.b.value(op("add", self.r0, c * plan.rows), "r0") if c else self.r0, plan.rows)
+        k = self.k
+        k.rows(self._first_row(c), self.plan.rows)
         k.guards = Guards(row=op("lt", k.row, M))
 
     def walk(self, state: State, own: Own = ALL) -> State:

@@ -75,7 +75,7 @@ def test_all_candidates_are_plans(D: int, target: Any, forward: bool, backward: 
     found = groups(Variant(target, D, D, "bf16"), {"forward": forward, "backward": backward})
     assert found[0].which == "forward" and {g.which for g in found} == {"forward", "backward"}
     for group in found:
-        assert len(set(group.texts)) == len(group.texts)
+        assert len(set(group.texts)) == len(group.texts) > 1
         assert sum(len(g.texts) for g in found if g.kernel == group.kernel) > 8
         for text in group.texts:
             overrides.check(text)
@@ -84,6 +84,7 @@ def test_all_candidates_are_plans(D: int, target: Any, forward: bool, backward: 
         if group.kernel.startswith("partitioned"):
             plan = HopperForward() if group.which == "forward" else HopperBackward()
             assert len({overrides.overridden(plan, t, group.kernel) for t in group.texts}) == len(group.texts)
+    assert sum(len(g.texts) for g in found) > 16
 
 
 # --- callables ------------------------------------------------------------------------------------------------------
